@@ -23,7 +23,17 @@ from .progress import progress_bar
 from .provenance import provenance
 from .scene import SceneSettings, draw_scene
 from .settings import Settings
-from .shards import Band, Pairs, describe_shard, read_shard, write_json, write_manifest, write_shard
+from .shards import (
+    MANIFEST_NAME,
+    Band,
+    Pairs,
+    describe_shard,
+    read_manifest,
+    read_shard,
+    write_json,
+    write_manifest,
+    write_shard,
+)
 
 SAMPLES_PER_TASK = 8
 # glibc returns large arrays to the kernel at every free; keeping them makes lenstronomy up to 1.4 times as fast.
@@ -213,8 +223,9 @@ def simulate_run(run: Path, settings: SimulateSettings, seed: int, resume: bool,
             raise RuntimeError(
                 "a simulation worker was killed (out of memory?); run again to go on from here"
             ) from None
-    head = {"kind": "simulated", "classes": list(settings.classes), **origin}
-    write_manifest(folder, entries, head)
+    if made == 0 and (folder / MANIFEST_NAME).is_file() and read_manifest(folder)["splits"] == entries:
+        return {"simulated_now": 0}  # the manifest stays as it is, so that what was trained on it stays valid
+    write_manifest(folder, entries, {"kind": "simulated", "classes": list(settings.classes), **origin})
     seconds = perf_counter() - started
     metrics = {
         "counts": settings.counts.model_dump(),
@@ -223,6 +234,5 @@ def simulate_run(run: Path, settings: SimulateSettings, seed: int, resume: bool,
         "lenses_per_second": round(made / seconds, 2),
         "workers": workers,
     }
-    if made or not (folder / "metrics.json").is_file():
-        write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     return metrics

@@ -64,7 +64,7 @@ class SceneSettings(Settings):
     populations: PopulationSettings = PopulationSettings()
     compensate_mean_mass: bool = True
     supersampling: int = Field(4, ge=1, le=16)
-    """Rays along one axis of an HR pixel: at 2, cusps of small sources are off by up to 6 % of the peak, at 4 by 2 %."""
+    """Rays along one axis of an HR pixel. With 2, cusps of small sources are off by up to 6 % of the peak."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
