@@ -1,0 +1,29 @@
+"""Confidence intervals by the percentile bootstrap (Efron & Tibshirani 1993, chapter 13)."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    arrays: tuple[np.ndarray, ...],
+    generator: np.random.Generator,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> dict[str, float]:
+    """Point estimate and confidence interval of `statistic(*arrays)`: {"mean", "low", "high"}.
+
+    The arrays share their first axis (images, scenes); its entries are drawn with replacement, the same ones from
+    every array, so that paired quantities stay paired. Draws on which the statistic is NaN (not defined) are left out.
+    Raises ValueError if the arrays are empty or of different length.
+    """
+    count = len(arrays[0])
+    if count == 0 or any(len(array) != count for array in arrays):
+        raise ValueError(f"arrays to bootstrap must share a positive length, found {[len(array) for array in arrays]}")
+    estimates = np.empty(draws)
+    for draw in range(draws):
+        rows = generator.integers(count, size=count)
+        estimates[draw] = statistic(*(array[rows] for array in arrays))
+    low, high = np.nanquantile(estimates, [(1 - level) / 2, (1 + level) / 2])
+    return {"mean": float(statistic(*arrays)), "low": float(low), "high": float(high)}

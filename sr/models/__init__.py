@@ -1,0 +1,143 @@
+"""The super-resolution networks: an explicit registry, one file an architecture.
+
+A network maps normalised surface brightness (B,C,h,w) to (B,C,scale*h,scale*w), float32. Trainable ones have an
+attribute `upsampling` (the layers that upsample and reconstruct); all other parameters are its "features".
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from simulate.errors import InputError
+from simulate.settings import Settings, parse_settings
+
+from .fsrcnn import Fsrcnn, FsrcnnSettings
+from .interpolation import InterpolationSettings, build_bicubic, build_bilinear
+from .rcan import Rcan, RcanSettings
+from .srgan import SrganSettings
+from .srresnet import Srresnet, SrresnetSettings
+
+SCALES = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of network: its settings, the sizes it comes in, and how to build it."""
+
+    name: str
+    paper: str
+    settings: type[Settings]
+    sizes: Mapping[str, Settings]
+    """"full" is the paper's, "small" is for CPUs; the interpolations have only "full"."""
+    build: Callable[[Any, int, int], nn.Module]
+    """(settings, scale, channels) -> network."""
+    adversarial: bool = False
+    """The network is trained against a discriminator, after a warm start."""
+    trainable: bool = True
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture(
+            name="bilinear",
+            paper="linear interpolation",
+            settings=InterpolationSettings,
+            sizes={"full": InterpolationSettings()},
+            build=build_bilinear,
+            trainable=False,
+        ),
+        Architecture(
+            name="bicubic",
+            paper="Keys 1981, IEEE TASSP 29, 1153",
+            settings=InterpolationSettings,
+            sizes={"full": InterpolationSettings()},
+            build=build_bicubic,
+            trainable=False,
+        ),
+        Architecture(
+            name="fsrcnn",
+            paper="Dong, Loy & Tang 2016, arXiv:1608.00367",
+            settings=FsrcnnSettings,
+            sizes={
+                "full": FsrcnnSettings(),
+                "small": FsrcnnSettings(features=32, shrunk_features=8, mapping_layers=2),
+            },
+            build=Fsrcnn,
+        ),
+        Architecture(
+            name="srresnet",
+            paper="Ledig et al. 2017, arXiv:1609.04802",
+            settings=SrresnetSettings,
+            sizes={"full": SrresnetSettings(), "small": SrresnetSettings(blocks=6, features=32)},
+            build=Srresnet,
+        ),
+        Architecture(
+            name="rcan",
+            paper="Zhang et al. 2018, arXiv:1807.02758",
+            settings=RcanSettings,
+            sizes={"full": RcanSettings(), "small": RcanSettings(groups=3, blocks=4, features=32, reduction=8)},
+            build=Rcan,
+        ),
+        Architecture(
+            name="srgan",
+            paper="Ledig et al. 2017, arXiv:1609.04802",
+            settings=SrganSettings,
+            sizes={
+                "full": SrganSettings(),
+                "small": SrganSettings(blocks=6, features=32, discriminator_features=16, discriminator_dense=128),
+            },
+            build=Srresnet,
+            adversarial=True,
+        ),
+    )
+}
+
+
+def find_architecture(name: str) -> Architecture:
+    """The registry's entry. Raises `InputError`, with the nearest known name, if there is none."""
+    if name not in ARCHITECTURES:
+        near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown architecture {name!r}: {hint}known are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def resolve_settings(name: str, size: str = "small", overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a size with some of them changed. Raises `InputError` for an unknown name, size, key or value."""
+    architecture = find_architecture(name)
+    if size not in architecture.sizes:
+        raise InputError(f"{name} has no size {size!r}; its sizes are {', '.join(architecture.sizes)}")
+    content = {**architecture.sizes[size].model_dump(), **(overrides or {})}
+    return parse_settings(architecture.settings, content, f"settings of {name}")
+
+
+def build_network(name: str, settings: Settings, scale: int, channels: int = 1) -> nn.Module:
+    """A freshly initialised network. Raises `InputError` if there is no such network or it cannot do this scale."""
+    architecture = find_architecture(name)
+    if scale not in SCALES:
+        raise InputError(f"{name}: the scale is {scale}, expected one of {', '.join(map(str, SCALES))}")
+    if not isinstance(settings, architecture.settings):
+        raise TypeError(f"{name} needs {architecture.settings.__name__}, not {type(settings).__name__}")
+    return architecture.build(settings, scale, channels)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable values, frozen ones included."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def freeze_features(network: nn.Module) -> None:
+    """Let only the layers after the features (`network.upsampling`) learn. Batch statistics are frozen too."""
+    network.requires_grad_(False)
+    network.get_submodule("upsampling").requires_grad_(True)
+    network.train(network.training)
+
+
+def unfreeze(network: nn.Module) -> None:
+    """Undo `freeze_features`."""
+    network.requires_grad_(True)
+    network.train(network.training)
