@@ -126,8 +126,15 @@ def _write_hdf5(path: Path, pairs: Pairs, provenance: Mapping[str, str | int]) -
         for names, band, side in ((HR_IMAGES, pairs.hr_band, "hr"), (LR_IMAGES, pairs.lr_band, "lr")):
             for name in names:
                 image = getattr(pairs, name)
+                # gzip, not lzf: lzf may pack the same pixels into other bytes, and the file's SHA-256 with them
                 dataset = file.create_dataset(
-                    name, data=image, chunks=(1, *image.shape[1:]), compression="lzf", shuffle=True, fletcher32=True
+                    name,
+                    data=image,
+                    chunks=(1, *image.shape[1:]),
+                    compression="gzip",
+                    compression_opts=1,
+                    shuffle=True,
+                    fletcher32=True,
                 )
                 dataset.attrs["unit"] = "" if name == "hr_mask" else pairs.unit
                 dataset.attrs["pixel_scale_arcsec"] = band.pixel_scale_arcsec
@@ -214,6 +221,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no data set here; run `pipeline simulate` (or `pipeline pairs`) first") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def manifest_sha256(folder: Path) -> str:
+    """Identity of a data set: the hash of its manifest, which has the hashes of all shards. Raises `InputError`."""
+    read_manifest(folder)
+    return file_sha256(folder / MANIFEST_NAME)
 
 
 def read_pairs(folder: Path, split: str) -> Pairs:

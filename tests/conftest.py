@@ -1,5 +1,6 @@
 """Small data sets that need no simulator: smooth blobs, seen sharp and seen blurred."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from simulate.shards import Band, Pairs, describe_shard, write_manifest, write_shard
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as pipeline.main does, before torch starts
 
 CLASSES = ("axion", "cdm", "none")
 OBSERVED = Path(__file__).resolve().parents[2] / "shared" / "observed"
