@@ -1,0 +1,159 @@
+"""A trained model and its folder: weights, configuration and a card with measured scores. No pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from simulate.errors import InputError
+from simulate.settings import Settings, parse_settings
+from simulate.shards import Pairs, write_atomically, write_json
+
+from .model_card import write_card
+from .models import build_network, find_architecture, resolve_settings
+from .normalisation import Normalisation, as_tensor
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+class ModelConfig(Settings):
+    """The `config.json` of a model folder: everything needed to rebuild the network and to use it rightly."""
+
+    format: Literal["sharplens-model"] = "sharplens-model"
+    format_version: Literal[1] = 1
+    architecture: str
+    settings: dict[str, Any]  # of the architecture's own settings class
+    scale: int
+    channels: int = 1
+    unit: str  # of the flux the model was trained on
+    normalisation_factor: float
+    target: Literal["hr", "hr_noisy"] = "hr"
+    lr_instrument: str
+    lr_pixel_scale_arcsec: float
+    hr_instrument: str
+    hr_pixel_scale_arcsec: float
+    data_sha256: str | None = None  # of the training data's manifest; None for interpolation, which is not trained
+    training: dict[str, Any] = Field(
+        default_factory=dict
+    )  # what was done: steps, rates, seed, which weights were kept, ...
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(self.normalisation_factor, self.scale)
+
+    def architecture_settings(self, source: str = "model") -> Settings:
+        """Settings of the network. Raises `InputError` that names `source` if they are not the architecture's."""
+        kind = find_architecture(self.architecture).settings
+        return parse_settings(kind, self.settings, f"{source}: settings")
+
+
+@dataclass
+class TrainedModel:
+    """A network and what it needs to be used on flux images."""
+
+    name: str
+    network: nn.Module
+    config: ModelConfig
+
+    def super_resolve(
+        self, lr: np.ndarray, lr_noise: np.ndarray, device: torch.device, batch_size: int = 16
+    ) -> np.ndarray:
+        """(N,1,h,w) flux and 1-sigma noise per LR pixel -> (N,1,H,W) float32 flux per HR pixel.
+
+        Raises `ValueError` that names the sample if an image is not finite or its noise has no positive median.
+        """
+        if lr.ndim != 4 or lr.shape != lr_noise.shape or lr.shape[1] != self.config.channels:
+            expected = f"(N,{self.config.channels},h,w)"
+            raise ValueError(f"lr and lr_noise: expected one shape {expected}, found {lr.shape} and {lr_noise.shape}")
+        normalisation = self.config.normalisation
+        network = self.network.to(device).eval()
+        count, channels, height, width = lr.shape
+        result = np.empty((count, channels, height * self.config.scale, width * self.config.scale), np.float32)
+        for first in range(0, count, batch_size):
+            rows = slice(first, first + batch_size)
+            flux, noise = as_tensor(lr[rows], device), as_tensor(lr_noise[rows], device)
+            amplitude = normalisation.amplitude(noise)
+            usable = flux.isfinite().all((1, 2, 3)) & noise.isfinite().all((1, 2, 3)) & (amplitude > 0).all((1, 2, 3))
+            if not usable.all():
+                bad = first + int(usable.int().argmin())
+                raise ValueError(f"sample {bad}: lr and lr_noise must be finite and the median noise positive")
+            with torch.inference_mode():
+                output = network(normalisation.to_network_lr(flux, amplitude))
+                result[rows] = normalisation.from_network_hr(output, amplitude).cpu().numpy()
+        return result
+
+
+def interpolation_model(name: str, pairs: Pairs) -> TrainedModel:
+    """The baseline "bilinear" or "bicubic" for `pairs`: a model without parameters."""
+    if find_architecture(name).trainable:
+        raise ValueError(f"{name!r} is not an interpolation")
+    settings = resolve_settings(name, "full")
+    config = describe_model(name, settings, pairs, Normalisation(1.0, pairs.scale))  # linear: any factor does
+    return TrainedModel(name, build_network(name, settings, pairs.scale, pairs.lr.shape[1]), config)
+
+
+def describe_model(
+    architecture: str, settings: Settings, pairs: Pairs, normalisation: Normalisation, **more: Any
+) -> ModelConfig:
+    """The configuration of a model for data like `pairs`; `more` are further fields of `ModelConfig`."""
+    return ModelConfig(
+        architecture=architecture,
+        settings=settings.model_dump(mode="json"),
+        scale=pairs.scale,
+        channels=pairs.lr.shape[1],
+        unit=pairs.unit,
+        normalisation_factor=normalisation.factor,
+        lr_instrument=pairs.lr_band.instrument,
+        lr_pixel_scale_arcsec=pairs.lr_band.pixel_scale_arcsec,
+        hr_instrument=pairs.hr_band.instrument,
+        hr_pixel_scale_arcsec=pairs.hr_band.pixel_scale_arcsec,
+        **more,
+    )
+
+
+def save_model(model: TrainedModel, folder: Path, scores: dict[str, Any] | None) -> None:
+    """Write the model's folder. `scores` maps a split to `{score: number or {"mean", "low", "high"}}` for the card.
+
+    `config.json` makes a folder a model: it is removed first and written last, so a killed run leaves the old model,
+    no model or the new one, never a mixture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    write_atomically(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path))
+    write_card(folder, model, scores)
+    write_json(folder / CONFIG_NAME, model.config.model_dump(mode="json"))
+
+
+def load_model(folder: Path, device: torch.device) -> TrainedModel:
+    """Read a model's folder. Raises `InputError` that names the file if it is missing, damaged or does not fit."""
+    path = folder / CONFIG_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: not a model folder ({CONFIG_NAME} is missing); run `pipeline train` first"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    config = parse_settings(ModelConfig, content, str(path))
+    settings = config.architecture_settings(str(path))
+    network = build_network(config.architecture, settings, config.scale, config.channels)
+    weights = folder / WEIGHTS_NAME
+    try:
+        network.load_state_dict(load_file(weights))
+    except FileNotFoundError:
+        raise InputError(f"{weights}: missing; train the model again, or restore the file") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{weights}: damaged ({error}); train the model again, or restore the file") from None
+    except RuntimeError as error:
+        raise InputError(f"{weights}: does not fit {path}: {error}") from None
+    return TrainedModel(folder.resolve().name, network.to(device).eval(), config)
