@@ -1,0 +1,65 @@
+"""Overlapping tiles: an image of any size through a network, in bounded memory and without seams."""
+
+import math
+
+import numpy as np
+import torch
+
+from simulate.progress import progress_bar
+
+from .trained_model import TrainedModel
+
+MARGIN = 16
+"""LR pixels at the inner edges of a tile that are thrown away: they lack what lies beyond the edge."""
+BLEND = 8
+"""LR pixels over which one tile passes into the next."""
+MINIMUM_TILE = 64
+
+
+def tile_starts(size: int, tile: int) -> list[int]:
+    """First pixels of tiles that cover `size` pixels evenly and overlap by at least 2 MARGIN + BLEND."""
+    if tile >= size:
+        return [0]
+    count = math.ceil((size - tile) / (tile - 2 * MARGIN - BLEND)) + 1
+    return [round(number * (size - tile) / (count - 1)) for number in range(count)]
+
+
+def tile_weights(size: int, tile: int, scale: int) -> np.ndarray:
+    """Weight of each tile in its own HR pixels along one axis, (count, scale*tile) f4; they sum to 1 everywhere."""
+    starts = tile_starts(size, tile)
+    centre = (np.arange(scale * tile) + 0.5) / scale  # in LR pixels from the tile's edge
+    rise = np.clip((centre - MARGIN) / BLEND, 0, 1)
+    weights = np.ones((len(starts), scale * tile))
+    weights[1:] *= rise  # the image's own borders are no inner edges
+    weights[:-1] *= rise[::-1]
+    total = np.zeros(scale * size)
+    places = [slice(scale * start, scale * (start + tile)) for start in starts]
+    for place, weight in zip(places, weights, strict=True):
+        total[place] += weight
+    return np.stack([weight / total[place] for place, weight in zip(places, weights, strict=True)]).astype("f4")
+
+
+def super_resolve_image(
+    model: TrainedModel, image: np.ndarray, noise_sigma: float, device: torch.device, tile_size: int
+) -> np.ndarray:
+    """One image (h,w) of flux -> (scale*h, scale*w) f4, in tiles of at most `tile_size` LR pixels a side.
+
+    All tiles share the amplitude that follows from `noise_sigma`. A network that looks no further than MARGIN pixels
+    gives what it would give in one piece; channel attention (RCAN) averages over the tile instead of the image.
+    """
+    scale = model.config.scale
+    height, width = image.shape
+    tile_height, tile_width = min(tile_size, height), min(tile_size, width)
+    rows, columns = tile_starts(height, tile_height), tile_starts(width, tile_width)
+    row_weights = tile_weights(height, tile_height, scale)
+    column_weights = tile_weights(width, tile_width, scale)
+    result = np.zeros((scale * height, scale * width), np.float32)
+    with progress_bar("super-resolve", len(rows)) as advance:
+        for row, row_weight in zip(rows, row_weights, strict=True):
+            tiles = np.stack([image[None, row : row + tile_height, left : left + tile_width] for left in columns])
+            outputs = model.super_resolve(tiles, np.full_like(tiles, noise_sigma), device)
+            band = result[scale * row : scale * (row + tile_height)]
+            for left, column_weight, output in zip(columns, column_weights, outputs[:, 0], strict=True):
+                band[:, scale * left : scale * (left + tile_width)] += row_weight[:, None] * column_weight * output
+            advance()
+    return result

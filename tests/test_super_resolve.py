@@ -1,0 +1,452 @@
+"""FITS in, FITS out: sky positions against astropy, tiles against one piece, flux, NaN, noise and bad input."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from astropy.io import fits
+from astropy.wcs import WCS
+from torch import nn
+
+from simulate.errors import InputError
+from simulate.shards import file_sha256
+from sr.models import build_network, resolve_settings
+from sr.normalisation import Normalisation
+from sr.super_resolve import fill_nearest, super_resolve_fits
+from sr.tiles import super_resolve_image, tile_starts, tile_weights
+from sr.trained_model import TrainedModel, describe_model, interpolation_model, save_model
+from sr.upsampled_header import is_surface_brightness, upsampled_header
+
+from .conftest import blob_pairs
+
+CPU = torch.device("cpu")
+PIXEL_SCALE_ARCSEC = 0.1  # of the LR side of blob_pairs at scale 2
+
+
+@pytest.fixture
+def bicubic(tmp_path: Path) -> Path:
+    save_model(interpolation_model("bicubic", blob_pairs(1)), tmp_path / "bicubic", None)
+    return tmp_path / "bicubic"
+
+
+def random_fsrcnn(scale: int = 2) -> TrainedModel:
+    """FSRCNN as it is drawn, but with an output of order 1: untrained, so every pixel of the field of view matters."""
+    pairs = blob_pairs(1, scale=scale)
+    settings = resolve_settings("fsrcnn")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network("fsrcnn", settings, scale)
+        nn.init.normal_(network.get_parameter("upsampling.weight"), std=0.05)
+    config = describe_model("fsrcnn", settings, pairs, Normalisation(20.0, scale), data_sha256="ab" * 32)
+    return TrainedModel("fsrcnn", network, config)
+
+
+def sky_image(height: int = 40, width: int = 50, sigma: float = 0.5, seed: int = 0) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    source = 30 * np.exp(-((x - width / 2) ** 2 + (y - height / 2) ** 2) / 18)
+    return (source + np.random.default_rng(seed).normal(0, sigma, source.shape)).astype("f4")
+
+
+def cd_header() -> fits.Header:
+    step, angle = PIXEL_SCALE_ARCSEC / 3600, np.radians(25)
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.1, "CRVAL2": 2.2})
+    header["CRPIX1"], header["CRPIX2"] = 20.25, 17.5
+    header["CD1_1"], header["CD1_2"] = -step * np.cos(angle), step * np.sin(angle)
+    header["CD2_1"], header["CD2_2"] = step * np.sin(angle), step * np.cos(angle)
+    return header
+
+
+def pc_header() -> fits.Header:
+    header = cd_header()
+    step = PIXEL_SCALE_ARCSEC / 3600
+    header["CDELT1"], header["CDELT2"] = -step, step
+    for world, sign in ((1, -1), (2, 1)):
+        for pixel in (1, 2):
+            header[f"PC{world}_{pixel}"] = sign * header.pop(f"CD{world}_{pixel}") / step
+    return header
+
+
+def pc_without_cdelt_header() -> fits.Header:
+    header = cd_header()
+    for key in ("1_1", "1_2", "2_1", "2_2"):
+        header[f"PC{key}"] = header.pop(f"CD{key}")
+    return header
+
+
+def rotation_header() -> fits.Header:
+    header = cd_header()
+    for key in ("CD1_1", "CD1_2", "CD2_1", "CD2_2"):
+        del header[key]
+    step = PIXEL_SCALE_ARCSEC / 3600
+    header["CDELT1"], header["CDELT2"], header["CROTA2"] = -step, step, 25.0
+    return header
+
+
+def sip_header() -> fits.Header:
+    header = cd_header()
+    header["CTYPE1"], header["CTYPE2"] = "RA---TAN-SIP", "DEC--TAN-SIP"
+    rng = np.random.default_rng(1)
+    for letter in ("A", "B", "AP", "BP"):
+        header[f"{letter}_ORDER"] = 3
+        for p in range(4):
+            for q in range(4 - p):
+                if p + q >= 2:
+                    header[f"{letter}_{p}_{q}"] = rng.normal(0, 0.3) * 20.0 ** (1 - p - q)
+    header["A_DMAX"] = 1.5
+    return header
+
+
+def alternate_header() -> fits.Header:
+    """A second description of the same axes, next to one that is not celestial."""
+    header = fits.Header()
+    for key, value in cd_header().items():
+        header[f"{key}A"] = value
+    header["CTYPE1"], header["CRPIX1"], header["CRVAL1"], header["CDELT1"] = "LINEAR", 1.0, 1.0, 1.0
+    return header
+
+
+# -- the world coordinates --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [cd_header, pc_header, pc_without_cdelt_header, rotation_header, sip_header])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_lr_pixel_centres_and_the_centres_of_their_blocks_are_the_same_place_on_the_sky(
+    make: Callable[[], fits.Header], scale: int
+) -> None:
+    lr_wcs, hr_wcs = WCS(make()), WCS(upsampled_header(make(), scale, "test"))
+    y, x = np.mgrid[-0.5:39.6:2.5, -0.5:49.6:2.5]  # pixels counted from 0, borders and fractions too
+    lr_sky = np.array(lr_wcs.all_pix2world(x, y, 0))
+    hr_sky = np.array(hr_wcs.all_pix2world((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5, 0))
+    np.testing.assert_allclose(hr_sky, lr_sky, rtol=0, atol=1e-11)
+    # the header is a real one: its sky moves by a pixel scale from pixel to pixel
+    assert np.hypot(*(lr_sky[:, 8, 9] - lr_sky[:, 8, 8])) * 3600 == pytest.approx(2.5 * PIXEL_SCALE_ARCSEC, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "ap", "bp"])
+def test_sip_distortion_in_pixels_grows_with_the_scale(name: str) -> None:
+    """Forward and inverse polynomials, from pixels relative to CRPIX to a shift in pixels."""
+    lr_sip, hr_sip = WCS(sip_header()).sip, WCS(upsampled_header(sip_header(), 2, "test")).sip
+    u, v = np.array([3.0, -12.0]), np.array([-4.0, 7.0])
+    lr_shift = np.polynomial.polynomial.polyval2d(u, v, getattr(lr_sip, name))
+    hr_shift = np.polynomial.polynomial.polyval2d(2 * u, 2 * v, getattr(hr_sip, name))
+    np.testing.assert_allclose(hr_shift, 2 * lr_shift, rtol=1e-12)
+    assert (np.abs(lr_shift) > 0.01).all()
+
+
+def test_alternate_wcs_and_pixel_keywords_are_scaled() -> None:
+    header = upsampled_header(alternate_header(), 2, "test")
+    pixel = np.array([7.0, 8.0])
+    expected = WCS(alternate_header(), key="A").all_pix2world(*pixel, 0)
+    np.testing.assert_allclose(WCS(header, key="A").all_pix2world(*(2 * pixel + 0.5), 0), expected, atol=1e-11)
+    assert (header["CRPIX1"], header["CDELT1"]) == (1.5, 0.5)
+
+    header = fits.Header({"PIXSCALE": 0.1, "PIXAR_SR": 4e-13, "LTV1": -100.0, "LTM1_1": 1.0, "BSCALE": 2.0})
+    header["CHECKSUM"], header["DATASUM"], header["DATAMAX"] = "abc", "1", 5.0
+    header["EXPTIME"] = 300.0
+    result = upsampled_header(header, 2, "test")
+    assert result["PIXSCALE"] == 0.05
+    assert result["PIXAR_SR"] == 1e-13
+    assert result["EXPTIME"] == 300.0
+    assert not {"CHECKSUM", "DATASUM", "DATAMAX", "BSCALE", "CRPIX1", "CDELT1"} & set(result)
+    detector = (7.0 - header["LTV1"]) / header["LTM1_1"]  # of LR pixel 7, counted from 1; its block's centre is 13.5
+    assert (13.5 - result["LTV1"]) / result["LTM1_1"] == detector
+
+
+def test_distortion_tables_are_refused() -> None:
+    header = cd_header()
+    header["CPDIS1"] = "LOOKUP"
+    with pytest.raises(InputError, match=r"image\.fits \[SCI\]: its WCS has a distortion table \(CPDIS1\)"):
+        upsampled_header(header, 2, "image.fits [SCI]")
+    with pytest.raises(InputError, match="CTYPE2"):
+        upsampled_header(fits.Header({"CTYPE2": "DEC--TAB"}), 2, "image.fits [SCI]")
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("MJy/sr", True),
+        ("ct / (s arcsec2)", True),
+        ("Jy/beam", True),
+        ("nJy", False),
+        ("ELECTRONS/S", False),
+        ("", False),
+    ],
+)
+def test_units_per_solid_angle_are_recognised(unit: str, expected: bool) -> None:
+    assert is_surface_brightness(fits.Header({"BUNIT": unit})) is expected
+
+
+# -- tiles ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "tile"), [(50, 50), (65, 64), (129, 128), (500, 128), (1001, 96)])
+def test_tiles_cover_the_image_and_their_weights_sum_to_one(size: int, tile: int) -> None:
+    starts, weights = tile_starts(size, tile), tile_weights(size, tile, 3)
+    total = np.zeros(3 * size)
+    for start, weight in zip(starts, weights, strict=True):
+        total[3 * start : 3 * (start + tile)] += weight
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
+    assert starts[0] == 0
+    assert starts[-1] + tile == size
+    for weight in weights[1:]:
+        assert not weight[: 3 * 16].any()  # the margin at an inner edge
+
+
+@pytest.mark.parametrize(("height", "width"), [(150, 97), (33, 140), (7, 9)])
+def test_tiles_give_what_one_piece_gives(height: int, width: int) -> None:
+    """The field's brightness runs from one end to the other: an amplitude of each tile's own would show."""
+    model = random_fsrcnn()
+    image = sky_image(height, width) + np.linspace(0, 200, width, dtype="f4")
+    noise = np.full_like(image, 0.5)
+    whole = model.super_resolve(image[None, None], noise[None, None], CPU)[0, 0]
+    tiled = super_resolve_image(model, image, 0.5, CPU, tile_size=64)
+    assert tiled.shape == (2 * height, 2 * width)
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=2e-6 * np.abs(whole).max())
+
+
+# -- the whole path ---------------------------------------------------------------------------------------------------
+
+
+def test_result_has_pixels_header_and_history(tmp_path: Path) -> None:
+    model = random_fsrcnn()
+    save_model(model, tmp_path / "fsrcnn", None)
+    header = cd_header()
+    header["BUNIT"], header["OBJECT"], header["EXPTIME"] = "electron/s", "lens", 500.0
+    header.add_history("made by a telescope")
+    image = sky_image(150, 70)
+    rms = np.full(image.shape, 0.5, "f4")
+    source, target = tmp_path / "in.fits", tmp_path / "deep" / "out.fits"
+    hdus = [fits.PrimaryHDU(image, header), fits.ImageHDU(rms, name="RMS")]
+    fits.HDUList(hdus).writeto(source, checksum=True)
+
+    done = super_resolve_fits(source, target, tmp_path / "fsrcnn", CPU, tile_size=64)
+
+    with fits.open(target) as file:
+        assert len(file) == 1
+        result, written = file[0].data, file[0].header
+    assert result.dtype == np.dtype(">f4")
+    expected = model.super_resolve(image[None, None], rms[None, None], CPU)[0, 0]
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        WCS(written).all_pix2world(2 * 10 + 0.5, 2 * 20 + 0.5, 0), WCS(header).all_pix2world(10, 20, 0), atol=1e-9
+    )
+    assert (written["BUNIT"], written["OBJECT"], written["EXPTIME"]) == ("electron/s", "lens", 500.0)
+    assert "CHECKSUM" not in written
+    history = " ".join(written["HISTORY"])
+    assert "made by a telescope" in history
+    for expected_text in (
+        "super-resolve x2",
+        "model fsrcnn (fsrcnn), blurred to sharp",
+        f"weights SHA-256 {file_sha256(tmp_path / 'fsrcnn' / 'model.safetensors')}",
+        f"training data SHA-256 {'ab' * 32}",
+        "noise from RMS: median 1 sigma 0.5",
+        "0 input pixels not finite",
+        "unit electron/s as in the input",
+    ):
+        assert expected_text in history
+    assert done["input_shape"] == (150, 70)
+    assert done["output_shape"] == (300, 140)
+    assert done["noise_sigma"] == 0.5
+    assert done["notes"] == []
+
+
+def write_image(folder: Path, data: np.ndarray, header: fits.Header | None = None) -> Path:
+    path = folder / "image.fits"
+    fits.PrimaryHDU(data, header).writeto(path)
+    return path
+
+
+def run(source: Path, model: Path, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    target = source.with_name("out.fits")
+    done = super_resolve_fits(source, target, model, CPU, **options)
+    return fits.getdata(target), done
+
+
+def test_flux_is_conserved_and_surface_brightness_is_kept(tmp_path: Path, bicubic: Path) -> None:
+    image = np.zeros((60, 60), "f4") + sky_image(60, 60, sigma=1e-4)
+    flux, _ = run(write_image(tmp_path, image), bicubic)
+    assert flux.sum(dtype="f8") == pytest.approx(image.sum(dtype="f8"), rel=1e-4)
+    (tmp_path / "sky").mkdir()
+    source = write_image(tmp_path / "sky", image, fits.Header({"BUNIT": "MJy/sr"}))
+    brightness, _ = run(source, bicubic)
+    np.testing.assert_array_equal(brightness, 4 * flux)
+
+
+def test_pixels_that_are_not_finite_come_back_as_blocks_and_spoil_nothing_else(tmp_path: Path, bicubic: Path) -> None:
+    image = sky_image()
+    image[5, 7], image[20:24, 30:33], image[0, 0] = np.nan, np.inf, -np.inf
+    result, done = run(write_image(tmp_path, image), bicubic)
+    blocks = np.isnan(result).reshape(40, 2, 50, 2)
+    for row in (0, 1):
+        for column in (0, 1):
+            np.testing.assert_array_equal(blocks[:, row, :, column], ~np.isfinite(image))
+    assert np.isfinite(result).sum() == 4 * np.isfinite(image).sum()
+    assert done["pixels_not_finite"] == 14
+
+
+def test_holes_are_filled_from_the_nearest_pixel() -> None:
+    image = np.array([[1.0, np.nan, np.nan, np.nan, 5.0], [2.0, 2.0, np.nan, 6.0, 6.0]])
+    real = np.isfinite(image)
+    filled = fill_nearest(image, real)
+    np.testing.assert_array_equal(filled[real], image[real])
+    assert filled[0, 1] in (1.0, 2.0)
+    assert filled[0, 3] in (5.0, 6.0)
+    assert filled[1, 2] in (2.0, 6.0)
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", ">i2", "u2", "u1"])
+def test_any_number_format_is_read(tmp_path: Path, bicubic: Path, kind: str) -> None:
+    image = np.clip(sky_image(sigma=3.0) + 20, 0, 200).round()
+    result, _ = run(write_image(tmp_path, image.astype(kind)), bicubic)
+    (tmp_path / "float").mkdir()
+    expected, _ = run(write_image(tmp_path / "float", image), bicubic)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_scaled_integers_and_blanks_are_read_as_values(tmp_path: Path, bicubic: Path) -> None:
+    image = sky_image()
+    hdu = fits.PrimaryHDU(np.round(image / 0.01).astype("i2"))
+    hdu.data[3, 4] = -32768
+    hdu.header["BLANK"] = -32768
+    hdu.header["BSCALE"], hdu.header["BZERO"] = 0.01, 0.0
+    hdu.writeto(tmp_path / "image.fits")
+    result, done = run(tmp_path / "image.fits", bicubic)
+    (tmp_path / "float").mkdir()
+    image[3, 4] = np.nan
+    expected, _ = run(write_image(tmp_path / "float", image), bicubic)
+    np.testing.assert_allclose(result, expected, atol=0.01)
+    assert done["pixels_not_finite"] == 1
+    written = fits.getheader(tmp_path / "out.fits")
+    assert not {"BLANK", "BSCALE", "BZERO"} & set(written)
+
+
+def test_noise_is_measured_where_no_map_gives_it(tmp_path: Path, bicubic: Path) -> None:
+    image = sky_image(100, 100, sigma=0.5)
+    image[:, :10] = 0  # no exposure there
+    _, done = run(write_image(tmp_path, image), bicubic)
+    assert done["noise_source"] == "noise measured on the sky"
+    assert done["noise_sigma"] == pytest.approx(0.5, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("image_name", "map_name", "value", "sigma"),
+    [
+        ("SCI", "ERR", 0.7, 0.7),
+        ("VIS_FLUX", "VIS_RMS", 0.7, 0.7),
+        ("VIS_FLUX", "NIR_RMS", 0.7, 0.5),  # another image's map
+        ("SCI", "WHT", 4.0, 0.5),  # weights are inverse variances up to a factor
+    ],
+)
+def test_noise_comes_from_the_map_that_belongs_to_the_image(
+    tmp_path: Path, bicubic: Path, image_name: str, map_name: str, value: float, sigma: float
+) -> None:
+    image = sky_image(100, 100, sigma=0.5)
+    other = fits.ImageHDU(np.full(image.shape, 9.0, "f4"), name=map_name, ver=2)  # of a second image
+    noise = fits.ImageHDU(np.full(image.shape, value, "f4"), name=map_name)
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(image, name=image_name), noise, other]).writeto(tmp_path / "a.fits")
+    _, done = run(tmp_path / "a.fits", bicubic)
+    assert done["noise_sigma"] == pytest.approx(sigma, rel=0.06)
+
+
+def test_extension_inherits_the_primary_header_and_compressed_files_work(tmp_path: Path, bicubic: Path) -> None:
+    primary = fits.PrimaryHDU(header=fits.Header({"TELESCOP": "HST", "EXPTIME": 100.0}))
+    header = cd_header()
+    header["INHERIT"], header["EXPTIME"] = True, 50.0
+    other, image = fits.ImageHDU(sky_image(seed=1), name="OTHER"), sky_image(seed=2)
+    science = fits.CompImageHDU(image, header, name="SCI", compression_type="GZIP_2", quantize_level=0)
+    fits.HDUList([primary, other, science]).writeto(tmp_path / "in.fits.gz")
+    target = tmp_path / "out.fits.gz"
+    done = super_resolve_fits(tmp_path / "in.fits.gz", target, bicubic, CPU)  # SCI goes before the first image
+    with gzip.open(target) as file:
+        assert file.read(6) == b"SIMPLE"
+    result, written = fits.getdata(target), fits.getheader(target)
+    assert done["source"].endswith("in.fits.gz [SCI]")
+    assert (written["TELESCOP"], written["EXPTIME"]) == ("HST", 50.0)
+    plain, _ = run(write_image(tmp_path, image), bicubic)
+    np.testing.assert_array_equal(result, plain)
+
+    by_number = super_resolve_fits(tmp_path / "in.fits.gz", target, bicubic, CPU, hdu="1", overwrite=True)
+    assert by_number["source"].endswith("[OTHER]")
+
+
+def test_user_is_told_of_another_pixel_scale_and_of_a_background(tmp_path: Path, bicubic: Path) -> None:
+    header = cd_header()
+    for key in ("CD1_1", "CD1_2", "CD2_1", "CD2_2"):
+        header[key] *= 1.3
+    _, done = run(write_image(tmp_path, sky_image() + 10, header), bicubic)
+    assert len(done["notes"]) == 2
+    assert done["notes"][0].startswith('the pixels are 0.13", the model was trained on 0.1"')
+    assert done["notes"][1].startswith("the background is 10")
+    assert 'note: the pixels are 0.13"' in " ".join(fits.getheader(tmp_path / "out.fits")["HISTORY"])
+    (tmp_path / "bare").mkdir()
+    _, done = run(write_image(tmp_path / "bare", sky_image()), bicubic)
+    assert done["notes"] == ['the pixel scale is not in the header; the model expects 0.1"']
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_files_are_input_errors_that_name_them(tmp_path: Path, bicubic: Path) -> None:
+    good = write_image(tmp_path, sky_image(200, 200))
+    target = tmp_path / "out.fits"
+
+    def refused(source: Path, match: str, **options: Any) -> None:
+        with pytest.raises(InputError, match=match):
+            super_resolve_fits(source, target, bicubic, CPU, **options)
+        assert not target.exists()
+
+    refused(tmp_path / "absent.fits", r"absent\.fits")
+    text = tmp_path / "text.fits"
+    text.write_text("not an image")
+    refused(text, r"text\.fits")
+    cut = tmp_path / "cut.fits"
+    cut.write_bytes(good.read_bytes()[:90_000])
+    refused(cut, r"cut\.fits")
+    refused(good, r"image\.fits.*'SKY'", hdu="SKY")
+    refused(good, r"image\.fits.*7", hdu=7)
+    refused(good, "tile_size: expected at least 64 LR pixels, found 20", tile_size=20)
+    cube = tmp_path / "cube.fits"
+    fits.PrimaryHDU(np.zeros((3, 8, 8), "f4")).writeto(cube)
+    refused(cube, r"cube\.fits \[PRIMARY\]: expected a 2-D image, found an array of shape \(3, 8, 8\)")
+    empty = tmp_path / "empty.fits"
+    fits.PrimaryHDU(np.full((30, 30), np.nan, "f4")).writeto(empty)
+    refused(empty, r"empty\.fits \[PRIMARY\]: no pixel of this 30 x 30 image is finite")
+    flat = tmp_path / "flat.fits"
+    fits.PrimaryHDU(np.ones((30, 30), "f4")).writeto(flat)
+    refused(flat, r"flat\.fits \[PRIMARY\]: no noise can be measured")
+    table = tmp_path / "table.fits"
+    fits.BinTableHDU.from_columns([fits.Column("a", "E", array=np.ones(3))]).writeto(table)
+    refused(table, r"table\.fits", hdu=1)
+    with pytest.raises(InputError, match="not a model folder"):
+        super_resolve_fits(good, target, tmp_path, CPU)
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path: Path, bicubic: Path) -> None:
+    source = write_image(tmp_path, sky_image())
+    target = tmp_path / "out.fits"
+    target.write_text("precious")
+    with pytest.raises(InputError, match=r"out\.fits: exists already"):
+        super_resolve_fits(source, target, bicubic, CPU)
+    assert target.read_text() == "precious"
+    super_resolve_fits(source, target, bicubic, CPU, overwrite=True)
+    assert fits.getdata(target).shape == (80, 100)
+    with pytest.raises(InputError, match=r"image\.fits: is the input"):
+        super_resolve_fits(source, source, bicubic, CPU, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bicubic", "image.fits", "out.fits"]
+
+
+def test_a_real_lens_is_super_resolved(observed_images: Path, tmp_path: Path, bicubic: Path) -> None:
+    source = observed_images / "two_telescope" / "euclidQ1_example.fits"
+    done = super_resolve_fits(source, tmp_path / "out.fits", bicubic, CPU, hdu="VIS_FLUX")
+    image, header = fits.getdata(source, "VIS_FLUX"), fits.getheader(source, "VIS_FLUX")
+    result, written = fits.getdata(tmp_path / "out.fits"), fits.getheader(tmp_path / "out.fits")
+    assert result.shape == (2 * image.shape[0], 2 * image.shape[1])
+    assert done["noise_source"] == "noise from RMS"
+    assert np.nansum(result) == pytest.approx(np.nansum(image), rel=0.01)
+    np.testing.assert_allclose(
+        WCS(written).all_pix2world(2 * 90 + 0.5, 2 * 80 + 0.5, 0), WCS(header).all_pix2world(90, 80, 0), atol=1e-9
+    )
