@@ -1,0 +1,182 @@
+"""Score every trained model and baseline on the test split: one code path, one data range, bootstrap intervals."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from pydantic import Field
+
+from simulate.progress import progress_bar
+from simulate.settings import Settings
+from simulate.shards import Pairs, file_sha256, manifest_sha256, read_pairs, write_atomically
+
+from .classical import BLUR_SIGMAS_LR_PIXELS, WIENER_NOISE_TO_SIGNAL, blur_control, tune, wiener
+from .metrics import data_range_of, image_scores, summarise
+from .models import ARCHITECTURES, parameter_count
+from .stages import METRICS_NAME, fingerprint, finished_metrics, write_metrics
+from .trained_model import CONFIG_NAME, WEIGHTS_NAME, TrainedModel, interpolation_model, load_model
+
+EXAMPLES_NAME = "examples.h5"
+EXAMPLE_QUANTILES = (0.5, 0.1, 0.9)
+
+Method = Callable[[Pairs], np.ndarray]
+
+
+class EvaluateSettings(Settings):
+    """How to evaluate; what is evaluated is every finished model of the run."""
+
+    batch_size: int = Field(32, ge=1)
+
+
+def finished_models(run: Path, device: torch.device) -> list[TrainedModel]:
+    """All models of RUN/train that finished training, in the registry's order."""
+    folders = [path.parent for path in (run / "train").glob(f"*/{CONFIG_NAME}")]
+    models = [load_model(folder, device) for folder in folders if (folder / METRICS_NAME).is_file()]
+    order = list(ARCHITECTURES)
+    return sorted(models, key=lambda model: (order.index(model.config.architecture), model.name))
+
+
+def models_sha256(run: Path, models: list[TrainedModel]) -> dict[str, str]:
+    """Hash of each model's weights."""
+    return {model.name: file_sha256(run / "train" / model.name / WEIGHTS_NAME) for model in models}
+
+
+def evaluate_run(
+    run: Path, settings: EvaluateSettings, seed: int, device: torch.device, resume: bool
+) -> dict[str, Any]:
+    """Score the baselines and all finished models on RUN/data's test split; write RUN/evaluate.
+
+    Each row of metrics.json has means over scenes with 95 % bootstrap intervals, overall and per class, and the gain in
+    PSNR over bicubic, paired by scene. Whatever has to be chosen (sigma of the blur control, noise of the Wiener
+    filter, `best_model`) is chosen on the validation split.
+    """
+    started = perf_counter()
+    folder = run / "evaluate"
+    models = finished_models(run, device)
+    hashes = models_sha256(run, models)
+    data_sha256 = manifest_sha256(run / "data")
+    identity = fingerprint(settings, data=data_sha256, seed=seed, models=json.dumps(hashes))
+    if metrics := finished_metrics(folder, identity, resume):
+        return metrics
+
+    train = read_pairs(run / "data", "train")
+    data_range = data_range_of(train.hr, train.hr_mask)
+    del train
+    validation, test = read_pairs(run / "data", "val"), read_pairs(run / "data", "test")
+    networks = [interpolation_model(name, test) for name in ("bilinear", "bicubic")] + models
+    methods: dict[str, Method] = {model.name: _super_resolve(model, device, settings.batch_size) for model in networks}
+    sigma = tune(blur_control, BLUR_SIGMAS_LR_PIXELS, validation, data_range)
+    noise_to_signal = tune(wiener, WIENER_NOISE_TO_SIGNAL, validation, data_range)
+    methods["blur control"] = partial(blur_control, sigma_lr_pixels=sigma)
+    methods["wiener"] = partial(wiener, noise_to_signal=noise_to_signal)
+    about: dict[str, dict[str, Any]] = {
+        model.name: {
+            "architecture": model.config.architecture,
+            "kind": "network" if model in models else "baseline",
+            "parameters": parameter_count(model.network),
+        }
+        for model in networks
+    }
+    about["blur control"] = {"kind": "baseline", "parameters": 0, "chosen": {"sigma_lr_pixels": sigma}}
+    about["wiener"] = {"kind": "baseline", "parameters": 0, "chosen": {"noise_to_signal": noise_to_signal}}
+    order = ["bilinear", "bicubic", "blur control", "wiener", *(model.name for model in models)]
+
+    scores, speed = {}, {}
+    with progress_bar("evaluate", len(order)) as advance:
+        for name in order:
+            methods[name](test.select(np.arange(min(2, len(test)))))  # the first call of a method is slower
+            clock = perf_counter()
+            prediction = methods[name](test)
+            speed[name] = len(test) / (perf_counter() - clock)
+            scores[name] = image_scores(prediction, test, data_range)
+            advance(note=name)
+    generator = np.random.default_rng(seed)
+    rows = [
+        {
+            "model": name,
+            **about[name],
+            "images_per_second": round(speed[name], 1),
+            **_summary(scores[name], scores["bicubic"], test, generator),
+        }
+        for name in order
+    ]
+    best = _best_model(models, methods, validation, data_range)
+    gain = scores[best or "bicubic"]["psnr_db"] - (scores["bicubic"]["psnr_db"] if best else 0)
+    _write_examples(folder / EXAMPLES_NAME, methods, order, test, gain)
+    content = {
+        "rows": rows,
+        "best_model": best,
+        "data_range": data_range,
+        "scenes": len(test),
+        "data_sha256": data_sha256,
+        "models_sha256": hashes,
+        "device": str(device),
+        "examples": EXAMPLES_NAME,
+    }
+    return write_metrics(folder, identity, perf_counter() - started, content)
+
+
+def _super_resolve(model: TrainedModel, device: torch.device, batch_size: int) -> Method:
+    return lambda pairs: model.super_resolve(pairs.lr, pairs.lr_noise, device, batch_size)
+
+
+def _summary(
+    scores: dict[str, np.ndarray], bicubic: dict[str, np.ndarray], pairs: Pairs, generator: np.random.Generator
+) -> dict[str, Any]:
+    """Means and intervals over all scenes, and the same in "per_class"."""
+    everything = {**scores, "psnr_gain_db": scores["psnr_db"] - bicubic["psnr_db"]}
+    per_class = {}
+    for label, name in enumerate(pairs.classes):
+        rows = pairs.label == label
+        if rows.any():
+            per_class[name] = summarise({key: values[rows] for key, values in everything.items()}, generator)
+    return {**summarise(everything, generator), "per_class": per_class}
+
+
+def _best_model(
+    models: list[TrainedModel], methods: dict[str, Method], validation: Pairs, data_range: float
+) -> str | None:
+    """The network with the highest PSNR on the validation split; the test split must not choose."""
+    quality = {
+        model.name: image_scores(methods[model.name](validation), validation, data_range)["psnr_db"].mean()
+        for model in models
+    }
+    return max(quality, key=lambda name: quality[name]) if quality else None
+
+
+def choose_examples(label: np.ndarray, gain: np.ndarray, quantile: float) -> list[int]:
+    """For each class the scene at `quantile` of the gain, so that nobody picks the pretty one: rows of the data."""
+    chosen = []
+    for one in np.unique(label):
+        rows = np.flatnonzero(label == one)
+        ranked = rows[np.argsort(gain[rows], kind="stable")]
+        chosen.append(int(ranked[round(quantile * (len(ranked) - 1))]))
+    return chosen
+
+
+def _write_examples(path: Path, methods: dict[str, Method], order: list[str], test: Pairs, gain: np.ndarray) -> None:
+    """HDF5 with a scene per class at each of EXAMPLE_QUANTILES of the PSNR gain: lr, hr, lr_noise, sr/<method>, ..."""
+    chosen = [(row, quantile) for quantile in EXAMPLE_QUANTILES for row in choose_examples(test.label, gain, quantile)]
+    pairs = test.select(np.array([row for row, _ in chosen]))
+
+    def write(temporary: Path) -> None:
+        with h5py.File(temporary, "w") as file:
+            for name in ("lr", "lr_noise", "hr", "label", "index"):
+                file.create_dataset(name, data=getattr(pairs, name))
+            file.create_dataset("quantile", data=np.array([quantile for _, quantile in chosen]))
+            file.create_dataset("psnr_gain_db", data=gain[[row for row, _ in chosen]])
+            for name in order:
+                file.create_dataset(f"sr/{name}", data=methods[name](pairs), compression="gzip", shuffle=True)
+            file.attrs["classes"] = list(pairs.classes)
+            file.attrs["methods"] = order
+            file.attrs["unit"] = pairs.unit
+            file.attrs["lr_pixel_scale_arcsec"] = pairs.lr_band.pixel_scale_arcsec
+            file.attrs["hr_pixel_scale_arcsec"] = pairs.hr_band.pixel_scale_arcsec
+
+    write_atomically(path, write)
