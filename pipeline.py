@@ -1,0 +1,280 @@
+"""The command line: parses, loads one configuration, calls one function a stage, says where the results are.
+
+Exit codes: 0 done, 1 failed while working, 2 the input is wrong.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simulate.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sr.config import RunConfig
+
+app = typer.Typer(
+    help="Simulate dark-matter lenses, super-resolve them, and test honestly whether it helps.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Config = Annotated[
+    Path | None, typer.Option(help="YAML file, or the name of a shipped one. Default: the run folder's config.yaml.")
+]
+Out = Annotated[Path, typer.Option(help="Run folder: holds everything this experiment makes.")]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value in place of the file's; repeatable.")
+]
+Seed = Annotated[int | None, typer.Option(help="In place of the configuration's seed.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Go on from finished work, or replace it.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that simulate; 0: one a CPU core.")]
+
+DEFAULT_OUT = Path("runs/quickstart")
+
+
+def _load(config: Path | None, out: Path, overrides: list[str] | None, seed: int | None) -> "RunConfig":
+    from sr.config import load_config
+
+    return load_config(config, out, overrides or [], seed)
+
+
+def _device(name: str) -> "torch.device":
+    from sr.config import find_device
+
+    return find_device(name)
+
+
+def _stage(name: str, where: Path, work: Callable[[], Any]) -> None:
+    started = perf_counter()
+    work()
+    typer.echo(f"{name}: {where} ({perf_counter() - started:.0f} s)")
+
+
+def _simulate(run: Path, settings: "RunConfig", resume: bool, workers: int) -> None:
+    from simulate.generate import simulate_run
+
+    processes = workers or os.cpu_count() or 1
+    _stage("simulate", run / "data", lambda: simulate_run(run, settings.simulate, settings.seed, resume, processes))
+
+
+def _pairs(run: Path, settings: "RunConfig", resume: bool) -> None:
+    from sr.observed import pairs_run
+
+    _stage("pairs", run / "pairs", lambda: pairs_run(run, settings.pairs, settings.seed, resume))
+
+
+def _train(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
+    from sr.training import train_run
+
+    _stage("train", run / "train", lambda: train_run(run, settings.train, settings.seed, device, resume))
+
+
+def _transfer(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
+    from sr.transfer import transfer_run
+
+    if not (run / "pairs" / "manifest.json").is_file():
+        _pairs(run, settings, resume)
+    _stage("transfer", run / "transfer", lambda: transfer_run(run, settings.transfer, settings.seed, device, resume))
+
+
+def _evaluate(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
+    from sr.evaluate import evaluate_run
+
+    _stage("evaluate", run / "evaluate", lambda: evaluate_run(run, settings.evaluate, settings.seed, device, resume))
+
+
+def _classify(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
+    from sr.classify import classify_run
+
+    _stage(
+        "classify-check", run / "classify", lambda: classify_run(run, settings.classify, settings.seed, device, resume)
+    )
+
+
+def _report(run: Path) -> None:
+    from sr.report import write_report
+
+    typer.echo(f"report: {write_report(run)}")
+
+
+@app.command()
+def simulate(
+    config: Config = None,
+    out: Out = DEFAULT_OUT,
+    overrides: Override = None,
+    seed: Seed = None,
+    resume: Resume = True,
+    workers: Workers = 0,
+) -> None:
+    """Simulate lenses of every kind of dark matter as HR and LR pairs."""
+    _simulate(out, _load(config, out, overrides, seed), resume, workers)
+
+
+@app.command()
+def pairs(
+    config: Config = None, out: Out = DEFAULT_OUT, overrides: Override = None, seed: Seed = None, resume: Resume = True
+) -> None:
+    """Turn telescope images (FITS) into observed HR and LR pairs."""
+    _pairs(out, _load(config, out, overrides, seed), resume)
+
+
+@app.command()
+def train(
+    config: Config = None,
+    out: Out = DEFAULT_OUT,
+    overrides: Override = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    resume: Resume = True,
+) -> None:
+    """Train super-resolution networks on the simulated pairs."""
+    _train(out, _load(config, out, overrides, seed), _device(device), resume)
+
+
+@app.command()
+def transfer(
+    config: Config = None,
+    out: Out = DEFAULT_OUT,
+    overrides: Override = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    resume: Resume = True,
+) -> None:
+    """Move trained networks onto observed pairs, beside an unpretrained control."""
+    _transfer(out, _load(config, out, overrides, seed), _device(device), resume)
+
+
+@app.command()
+def evaluate(
+    config: Config = None,
+    out: Out = DEFAULT_OUT,
+    overrides: Override = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    resume: Resume = True,
+) -> None:
+    """Score every trained network and baseline on lenses that none has seen."""
+    _evaluate(out, _load(config, out, overrides, seed), _device(device), resume)
+
+
+@app.command("classify-check")
+def classify_check(
+    config: Config = None,
+    out: Out = DEFAULT_OUT,
+    overrides: Override = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    resume: Resume = True,
+) -> None:
+    """Does super-resolution help to tell the kinds of dark matter apart? With controls."""
+    _classify(out, _load(config, out, overrides, seed), _device(device), resume)
+
+
+@app.command()
+def report(out: Out = DEFAULT_OUT) -> None:
+    """Write one self-contained HTML page about a run."""
+    _report(out)
+
+
+@app.command()
+def run(
+    config: Config = None,
+    out: Out = DEFAULT_OUT,
+    overrides: Override = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    resume: Resume = True,
+    workers: Workers = 0,
+) -> None:
+    """All of it: simulate, pairs, train, transfer, evaluate, classify-check, report."""
+    settings, where = _load(config, out, overrides, seed), _device(device)
+    _simulate(out, settings, resume, workers)
+    _pairs(out, settings, resume)
+    _train(out, settings, where, resume)
+    _transfer(out, settings, where, resume)
+    _evaluate(out, settings, where, resume)
+    _classify(out, settings, where, resume)
+    _report(out)
+
+
+@app.command("super-resolve")
+def super_resolve(
+    source: Annotated[Path, typer.Argument(help="FITS image to super-resolve.", metavar="IN.fits")],
+    target: Annotated[Path, typer.Argument(help="FITS image to write.", metavar="OUT.fits")],
+    model: Annotated[Path, typer.Option(help="Folder of a trained model (RUN/train/NAME or RUN/transfer/NAME).")],
+    hdu: Annotated[str | None, typer.Option(help="Name or number of the image HDU. Default: the first image.")] = None,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT.fits if it exists.")] = False,
+) -> None:
+    """Super-resolve a FITS image of any size, keeping its header and sky coordinates."""
+    from sr.super_resolve import super_resolve_fits
+
+    done = super_resolve_fits(source, target, model, _device(device), hdu=hdu, overwrite=overwrite)
+    for note in done["notes"]:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"super-resolve: {target}")
+
+
+@app.command()
+def models() -> None:
+    """List the networks: name, sizes, parameters (x2, one channel), paper."""
+    from sr.models import ARCHITECTURES, build_network, parameter_count
+
+    for name, architecture in ARCHITECTURES.items():
+        counts = ", ".join(
+            f"{size} {parameter_count(build_network(name, settings, 2)):,}"
+            for size, settings in architecture.sizes.items()
+        )
+        typer.echo(f"{name:10} {counts:40} {architecture.paper}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a data set in it (RUN/data, RUN/pairs).")],
+) -> None:
+    """Hash and read every shard of a data set again."""
+    from simulate.shards import MANIFEST_NAME, verify_dataset
+
+    candidates = [folder, folder / "data", folder / "pairs"]
+    found = [one for one in candidates if (one / MANIFEST_NAME).is_file()]
+    if not found:
+        raise InputError(f"{folder}: no {MANIFEST_NAME} here, nor in data/ or pairs/ below it")
+    for one in found:
+        counts = ", ".join(f"{count} {split}" for split, count in verify_dataset(one).items())
+        typer.echo(f"{one}: good ({counts})")
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation: packages, devices, and whether another package shadows ours."""
+    from sr.doctor import examine
+
+    checks = examine()
+    for check in checks:
+        typer.echo(f"{'ok ' if check.good else 'BAD'}  {check.text}")
+    if not all(check.good for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: wrong input is one clear line and exit code 2; a failure shows its traceback and exits with 1."""
+    # Read when torch starts: threads that spin long while they wait slow each other down on a busy machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
