@@ -53,9 +53,12 @@ def _device(name: str) -> "torch.device":
     return find_device(name)
 
 
-def _stage(name: str, where: Path, work: Callable[[], Any]) -> None:
+def _stage(name: str, where: Path, settings: "RunConfig", work: Callable[[], Any]) -> None:
+    from sr.config import keep_config
+
     started = perf_counter()
     work()
+    keep_config(settings, where.parent)
     typer.echo(f"{name}: {where} ({perf_counter() - started:.0f} s)")
 
 
@@ -63,19 +66,24 @@ def _simulate(run: Path, settings: "RunConfig", resume: bool, workers: int) -> N
     from simulate.generate import simulate_run
 
     processes = workers or os.cpu_count() or 1
-    _stage("simulate", run / "data", lambda: simulate_run(run, settings.simulate, settings.seed, resume, processes))
+    _stage(
+        "simulate",
+        run / "data",
+        settings,
+        lambda: simulate_run(run, settings.simulate, settings.seed, resume, processes),
+    )
 
 
 def _pairs(run: Path, settings: "RunConfig", resume: bool) -> None:
     from sr.observed import pairs_run
 
-    _stage("pairs", run / "pairs", lambda: pairs_run(run, settings.pairs, settings.seed, resume))
+    _stage("pairs", run / "pairs", settings, lambda: pairs_run(run, settings.pairs, settings.seed, resume))
 
 
 def _train(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
     from sr.training import train_run
 
-    _stage("train", run / "train", lambda: train_run(run, settings.train, settings.seed, device, resume))
+    _stage("train", run / "train", settings, lambda: train_run(run, settings.train, settings.seed, device, resume))
 
 
 def _transfer(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
@@ -83,20 +91,33 @@ def _transfer(run: Path, settings: "RunConfig", device: "torch.device", resume: 
 
     if not (run / "pairs" / "manifest.json").is_file():
         _pairs(run, settings, resume)
-    _stage("transfer", run / "transfer", lambda: transfer_run(run, settings.transfer, settings.seed, device, resume))
+    _stage(
+        "transfer",
+        run / "transfer",
+        settings,
+        lambda: transfer_run(run, settings.transfer, settings.seed, device, resume),
+    )
 
 
 def _evaluate(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
     from sr.evaluate import evaluate_run
 
-    _stage("evaluate", run / "evaluate", lambda: evaluate_run(run, settings.evaluate, settings.seed, device, resume))
+    _stage(
+        "evaluate",
+        run / "evaluate",
+        settings,
+        lambda: evaluate_run(run, settings.evaluate, settings.seed, device, resume),
+    )
 
 
 def _classify(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
     from sr.classify import classify_run
 
     _stage(
-        "classify-check", run / "classify", lambda: classify_run(run, settings.classify, settings.seed, device, resume)
+        "classify-check",
+        run / "classify",
+        settings,
+        lambda: classify_run(run, settings.classify, settings.seed, device, resume),
     )
 
 
@@ -196,7 +217,10 @@ def run(
     workers: Workers = 0,
 ) -> None:
     """All of it: simulate, pairs, train, transfer, evaluate, classify-check, report."""
+    from sr.config import check_sections
+
     settings, where = _load(config, out, overrides, seed), _device(device)
+    check_sections(settings)
     _simulate(out, settings, resume, workers)
     _pairs(out, settings, resume)
     _train(out, settings, where, resume)

@@ -172,9 +172,17 @@ def _is_finished(path: Path, indices: range) -> bool:
 
 def _claim_folder(folder: Path, origin: dict[str, str | int], resume: bool) -> None:
     """Refuse to mix two configurations in one folder; with `resume` off, empty it first."""
-    if not resume and folder.exists():
-        shutil.rmtree(folder)
     marker = folder / "simulate.json"
+    if not resume and folder.exists():
+        if any(folder.iterdir()) and not marker.is_file():
+            raise InputError(
+                f"{folder}: was not made by `pipeline simulate`, so --fresh does not empty it; move it away"
+            )
+        for made in ("train", "val", "test"):
+            if (folder / made).exists():
+                shutil.rmtree(folder / made)
+        for made in (MANIFEST_NAME, "metrics.json", marker.name):
+            (folder / made).unlink(missing_ok=True)
     identity = {"config_sha256": origin["config_sha256"], "seed": origin["seed"]}
     if marker.is_file():
         if json.loads(marker.read_text(encoding="utf-8")) != identity:

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -41,8 +42,21 @@ def git_revision() -> str:
 
 
 def settings_yaml(settings: Settings) -> str:
-    """Resolved settings as YAML, every default written out."""
-    return yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    """Resolved settings as YAML, every default written out; it reads back as the same settings."""
+    return yaml.safe_dump(_plain(settings), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    """Settings as plain mappings, without the keys that are None by default."""
+    if isinstance(value, Settings):
+        fields = type(value).model_fields
+        found = {name: getattr(value, name) for name in fields}
+        return {name: _plain(one) for name, one in found.items() if one is not None or fields[name].default is not None}
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def provenance(settings: Settings, seed: int) -> dict[str, str | int]:

@@ -44,7 +44,7 @@ def find_config(name: Path) -> Path:
 def load_config(config: Path | None, run: Path, overrides: Sequence[str], seed: int | None) -> RunConfig:
     """The configuration of a run: from `config`, or the one kept in the run folder; then overrides; then the seed.
 
-    What comes out is checked whole and kept as RUN/config.yaml, every default written out. Raises `InputError`.
+    Raises `InputError` if anything in it is wrong.
     """
     kept = run / CONFIG_NAME
     if config is not None:
@@ -60,10 +60,35 @@ def load_config(config: Path | None, run: Path, overrides: Sequence[str], seed: 
     settings.simulate.resolve()
     for model in settings.train.models:
         resolve_settings(model.architecture, model.size, model.settings)
-    text = settings_yaml(settings)
+    return settings
+
+
+def keep_config(settings: RunConfig, run: Path) -> None:
+    """Write RUN/config.yaml, every default written out: what the run's finished stages were made with."""
+    text, kept = settings_yaml(settings), run / CONFIG_NAME
     if not kept.is_file() or kept.read_text(encoding="utf-8") != text:
         write_text(kept, text)
-    return settings
+
+
+def check_sections(settings: RunConfig) -> None:
+    """Raise `InputError` if sections cannot work together, before hours are spent on the first of them."""
+    simulate, pairs, train, transfer = settings.simulate, settings.pairs, settings.train, settings.transfer
+    names = [model.folder_name for model in train.models]
+    missing = [name for name in transfer.models if name not in names]
+    sizes = {"train": simulate.hr_size // simulate.scale, "transfer": pairs.hr_size // pairs.scale}
+    wrong = []
+    if pairs.scale != simulate.scale:
+        wrong.append(f"pairs.scale is {pairs.scale}, simulate.scale {simulate.scale}")
+    if missing:
+        wrong.append(f"transfer.models names {missing[0]!r}, which train.models does not train ({', '.join(names)})")
+    for name, crop in (("train", train.crop_size), ("transfer", transfer.crop_size)):
+        if crop is not None and crop > sizes[name]:
+            wrong.append(f"{name}.crop_size is {crop}, its LR images have {sizes[name]} pixels")
+    for split, count in simulate.counts.model_dump().items():
+        if count < len(simulate.classes):
+            wrong.append(f"simulate.counts.{split} is {count}, fewer than the {len(simulate.classes)} classes")
+    if wrong:
+        raise InputError("configuration: " + "; ".join(wrong))
 
 
 def find_device(name: str) -> torch.device:

@@ -58,9 +58,11 @@ def examine() -> list[Check]:
     checks.append(
         Check(True, f"{os.cpu_count()} CPU cores, {shutil.disk_usage('.').free / 1e9:.0f} GB of disk free here")
     )
-    if importlib.util.find_spec("torch"):
+    if "torch" in sys.modules:  # imported above without failing
         import torch
 
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU-only build"
+        checks.append(Check(True, f"torch is {build}"))
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         checks.append(Check(True, f"CUDA devices: {', '.join(names) or 'none; everything runs on the CPU'}"))
     return checks

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from simulate.errors import InputError
 from simulate.progress import progress_bar
 from simulate.settings import Settings
 from simulate.shards import Pairs, file_sha256, manifest_sha256, read_pairs, write_atomically
@@ -35,9 +36,19 @@ class EvaluateSettings(Settings):
 
 
 def finished_models(run: Path, device: torch.device) -> list[TrainedModel]:
-    """All models of RUN/train that finished training, in the registry's order."""
+    """All models of RUN/train that finished training, in the registry's order.
+
+    Raises `InputError` if one was trained on other data than RUN/data: its test scenes may be scenes it learned from.
+    """
     folders = [path.parent for path in (run / "train").glob(f"*/{CONFIG_NAME}")]
     models = [load_model(folder, device) for folder in folders if (folder / METRICS_NAME).is_file()]
+    data_sha256 = manifest_sha256(run / "data")
+    for model in models:
+        if model.config.data_sha256 != data_sha256:
+            raise InputError(
+                f"{run / 'train' / model.name}: was trained on other data than {run / 'data'}; "
+                "train it again with --fresh, or remove its folder"
+            )
     order = list(ARCHITECTURES)
     return sorted(models, key=lambda model: (order.index(model.config.architecture), model.name))
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from simulate.errors import InputError
 from simulate.settings import Settings
 
 from .adversarial import Adversary
@@ -213,7 +214,12 @@ class Trainer:
         self.network.load_state_dict(tensors["network"])
         self.average.load_state_dict(tensors["average"])
         restore_optimiser(self.optimiser, tensors["optimiser"])
-        self.generator.set_state(tensors["generator"]["state"])
+        state = tensors["generator"]["state"]
+        if state.shape != self.generator.get_state().shape:
+            raise InputError(
+                f"{path}: this training was begun on another kind of device; go on there, or train again with --fresh"
+            )
+        self.generator.set_state(state)
         if "best" in tensors:
             self.best = {name: tensor.to(self.device) for name, tensor in tensors["best"].items()}
             self.best_step, self.best_psnr_db = numbers["best_step"], numbers["best_psnr_db"]

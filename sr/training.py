@@ -146,7 +146,8 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
             "target": settings.target,
             "adversarial": settings.adversarial.model_dump_json() if architecture.adversarial else "",
         }
-        identity = fingerprint(own, data=data_sha256, seed=seed, **more)
+        same_result = own.model_copy(update={"log_interval": 1, "checkpoint_interval": 1})
+        identity = fingerprint(same_result, data=data_sha256, seed=seed, **more)
         plans.append(Plan(name, architecture, network_settings, own, identity))
     if not plans:
         raise InputError("train.models: expected at least one model, found none")
@@ -156,7 +157,8 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
 def check_folder(folder: Path, identity: str, resume: bool) -> None:
     """Make way in a model's folder: empty it if not `resume`, else raise `InputError` if it holds other work."""
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         return
     found = None
     if (folder / METRICS_NAME).is_file():

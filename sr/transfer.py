@@ -79,7 +79,10 @@ def transfer_run(
     if finished is not None:
         return finished
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        for made in (FOLDS_NAME, *pretrained):
+            if (folder / made).exists():
+                shutil.rmtree(folder / made)
+        (folder / METRICS_NAME).unlink(missing_ok=True)
     elif (folder / METRICS_NAME).is_file():
         raise InputError(
             f"{folder}: holds a transfer of other settings, data or models; "

@@ -130,11 +130,11 @@ def _gains(rows: list[Numbers]) -> list[str]:
 def _room(rows: list[Numbers]) -> list[str]:
     """What high resolution itself gains: the room that super-resolution could fill."""
     real = [row for row in rows if row["kind"] == "high resolution"]
-    better = [row for row in real if row["auc_difference_from_lr"]["low"] > 0]
+    better = [row for row in real if row["auc_difference_from_lr"]["low_jointly"] > 0 and row["auc"]["low"] > 0.5]
     if better:
-        return [f"Real high resolution helps, so there is room: {_differences(better)}."]
+        return [f"Images as sharp as HR help, so there is room: {_differences(better)}."]
     return [
-        f"Not even real high resolution is shown to help ({_differences(real)}): at this size the check has little "
+        f"Not even true high resolution is shown to help ({_differences(real)}): at this size the check has little "
         "room to show that super-resolution does."
     ]
 

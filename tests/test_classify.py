@@ -225,7 +225,7 @@ def test_verdict_on_a_clear_gain() -> None:
     assert (
         "Super-resolution helps this classifier: rcan +0.100 [+0.070, +0.130] in AUC against interpolated LR." in text
     )
-    assert "Real high resolution helps, so there is room: hr noiseless +0.300" in text
+    assert "Images as sharp as HR help, so there is room: hr noiseless +0.300" in text
     assert "o evidence" not in text
     assert "Caution" not in text
 
@@ -240,7 +240,7 @@ def test_verdict_on_a_null() -> None:
     text = check(lr=0.50, sr=0.51, hr=0.52)
     assert "No representation is distinguishable from chance at this size (150 test scenes, 2 training seeds)" in text
     assert "No evidence that super-resolution helps: rcan +0.010 [−0.020, +0.040]" in text
-    assert "Not even real high resolution is shown to help (hr noiseless +0.020 [−0.010, +0.050]" in text
+    assert "Not even true high resolution is shown to help (hr noiseless +0.020 [−0.010, +0.050]" in text
     assert "Super-resolution helps" not in text
 
 

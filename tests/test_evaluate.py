@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from simulate.shards import Band, Pairs, read_pairs, write_json
+from simulate.errors import InputError
+from simulate.shards import Band, Pairs, manifest_sha256, read_pairs, write_json
 from sr.classical import BLUR_SIGMAS_LR_PIXELS, blur_control, tune, wiener
 from sr.evaluate import EvaluateSettings, choose_examples, evaluate_run, finished_models
 from sr.metrics import data_range_of
@@ -27,11 +28,25 @@ def save_untrained(run: Path, name: str, architecture: str = "fsrcnn") -> Traine
     """A model folder as training leaves it, with random weights."""
     pairs = read_pairs(run / "data", "test")
     settings = resolve_settings(architecture, "small")
-    config = describe_model(architecture, settings, pairs, Normalisation(20.0, pairs.scale))
+    config = describe_model(
+        architecture,
+        settings,
+        pairs,
+        Normalisation(20.0, pairs.scale),
+        data_sha256=manifest_sha256(run / "data"),
+    )
     model = TrainedModel(name, build_network(architecture, settings, pairs.scale), config)
     save_model(model, run / "train" / name, None)
     write_json(run / "train" / name / "metrics.json", {"fingerprint": name})
     return model
+
+
+def test_a_model_trained_on_other_data_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", {split: blob_pairs(3, seed=1) for split in ("train", "val", "test")})
+    save_untrained(tmp_path, "fsrcnn")
+    write_dataset(tmp_path / "data", {split: blob_pairs(3, seed=2) for split in ("train", "val", "test")})
+    with pytest.raises(InputError, match="was trained on other data"):
+        finished_models(tmp_path, CPU)
 
 
 def row_of(metrics: dict, name: str) -> dict:

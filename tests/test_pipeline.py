@@ -83,10 +83,14 @@ def test_stages_refuse_what_another_configuration_left(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = (tiny_run / "config.yaml").read_text()
+    (tiny_run / "train" / "fsrcnn" / "config.json").rename(tiny_run / "hidden.json")
+    assert call(["transfer", "--set", "transfer.models=[fsrcnn]", "--out", str(tiny_run)], monkeypatch) == 2
+    (tiny_run / "hidden.json").rename(tiny_run / "train" / "fsrcnn" / "config.json")
+    capsys.readouterr()
     for command in (["simulate", "--seed", "3"], ["train", "--set", "train.steps=7"]):
         assert call([*command, "--out", str(tiny_run)], monkeypatch) == 2
         assert "--fresh" in capsys.readouterr().err
-    (tiny_run / "config.yaml").write_text(kept)
+    assert (tiny_run / "config.yaml").read_text() == kept
 
 
 def test_super_resolve_a_fits_image(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +127,7 @@ def test_verify_finds_damage(
     try:
         assert call(["verify", str(tiny_run)], monkeypatch) == 2
         assert "SHA-256" in capsys.readouterr().err
-        assert call(["evaluate", "--out", str(tiny_run), "--fresh"], monkeypatch) in (0, 2)
+        assert call(["evaluate", "--out", str(tiny_run), "--fresh"], monkeypatch) == 2
     finally:
         shard.write_bytes(whole)
     assert call(["verify", str(tmp_path)], monkeypatch) == 2
@@ -143,6 +147,8 @@ def test_verify_finds_damage(
         (["classify-check", "--config", "quickstart"], "run `pipeline simulate`"),
         (["super-resolve", "in.fits", "out.fits", "--model", "nowhere"], "in.fits"),
         (["verify", "nowhere"], "no manifest.json"),
+        (["run", "--config", "quickstart", "--set", "pairs.scale=4"], "pairs.scale is 4, simulate.scale 2"),
+        (["run", "--config", "quickstart", "--set", "transfer.models=[edsr]"], "does not train"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(

@@ -127,9 +127,10 @@ def read_real_images(path: Path, settings: FitsSettings) -> RealImages:
         raise InputError(f"{where}: no pixel scale in PIXSCALE, WCS or manifest.csv; set pixel_scale_arcsec")
     psf = read_psf(settings.psf, path, scale / float(header.get("PSFSUP", 1)))
     planes = data if data.ndim == 3 else data[None]
-    if data.ndim == 3:
-        base = settings.object_name or path.stem
-        objects = tuple(f"{base}-{number:04d}" for number in range(len(planes)))
+    if data.ndim == 3 and settings.object_name is None:
+        objects = tuple(f"{path.stem}-{number:04d}" for number in range(len(planes)))
+    elif data.ndim == 3:
+        objects = (settings.object_name or "",) * len(planes)
     else:
         objects = (settings.object_name or row.get("object") or str(header.get("OBJECT", path.stem)),)
     maps = _read_maps(path, planes.shape[1:])

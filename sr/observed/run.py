@@ -1,7 +1,6 @@
 """The stage `pairs`: sources of real images in, one data set of observed pairs out."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +11,7 @@ import numpy as np
 from simulate.errors import InputError
 from simulate.progress import progress_bar
 from simulate.provenance import provenance
-from simulate.shards import describe_shard, file_sha256, write_manifest, write_shard
+from simulate.shards import MANIFEST_NAME, describe_shard, file_sha256, write_manifest, write_shard
 
 from ..stages import METRICS_NAME, fingerprint, finished_metrics, write_metrics
 from .collection import CLASSES, Collection, assemble, summarise
@@ -46,7 +45,9 @@ def pairs_run(run: Path, settings: PairsSettings, seed: int, resume: bool) -> di
         raise InputError(
             f"{folder}: holds pairs of other settings or files; use --fresh, or another --out to keep both"
         )
-    shutil.rmtree(folder, ignore_errors=True)
+    inside = [path.name for path in files if folder.resolve() in path.resolve().parents]
+    if inside:
+        raise InputError(f"{folder}: {inside[0]} is a source and lies where the pairs are written; move it elsewhere")
     begun = perf_counter()
     found = Collection(pixel_scale_arcsec=settings.hr_pixel_scale_arcsec)
     with progress_bar("pairs", len(tasks)) as advance:
@@ -55,13 +56,20 @@ def pairs_run(run: Path, settings: PairsSettings, seed: int, resume: bool) -> di
             advance(1, path.name)
     two = isinstance(settings.sources[0], TwoInstrumentSettings)
     pairs = assemble(found, settings.scale, OBSERVED if two else DEGRADED)
-    caveat = CAVEAT if any(source.kind == "hubble_deep_field" for source in settings.sources) else None
+    caveats = [CAVEAT] if any(source.kind == "hubble_deep_field" for source in settings.sources) else []
+    if len(found.units) > 1:
+        caveats.append(
+            f"The images have different units ({pairs.unit}) but share one data range: what counts are the paired "
+            "differences in dB, not mean squared errors or the height of PSNR and SSIM."
+        )
     about = {
         "kind": pairs.kind,
         "source": " + ".join(dict.fromkeys(_describe(source) for source in settings.sources)),
-        "caveat": caveat,
+        "caveat": " ".join(caveats) or None,
     }
     origin = provenance(settings, seed)
+    for name in (METRICS_NAME, MANIFEST_NAME):  # whatever they said is no longer true
+        (folder / name).unlink(missing_ok=True)
     path = folder / "observed" / "shard-00000.h5"
     write_shard(path, pairs, origin)
     head = {**about, "classes": list(CLASSES), **origin, "sources": sources}
@@ -99,9 +107,9 @@ def _add_file(found: Collection, settings: PairsSettings, source: Any, path: Pat
             _add_field(found, settings, source, path)
         else:
             _add_images(found, settings, source, path, seed)
-    except InputError as error:
+    except (InputError, OSError, ValueError, KeyError) as error:  # astropy raises any of them for odd headers
         if not one_of_many:
-            raise
+            raise InputError(str(error) if isinstance(error, InputError) else f"{path}: {error}") from error
         found.skipped.append({"file": path.name, "reason": str(error).replace(str(path), path.name)})
 
 

@@ -27,8 +27,8 @@ class PsfSettings(Settings):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "PsfSettings":
-        image_keys = {"file", "hdu", "plane", "pixel_scale_arcsec", "includes_pixel"}
-        if self.fwhm_arcsec is not None and self.model_fields_set & image_keys:
+        image = (self.file, self.hdu, self.plane, self.pixel_scale_arcsec)
+        if self.fwhm_arcsec is not None and any(key is not None for key in image):
             raise ValueError("give either fwhm_arcsec (a Gaussian) or the keys of a PSF image, not both")
         return self
 
