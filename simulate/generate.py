@@ -33,6 +33,7 @@ from .shards import (
     write_json,
     write_manifest,
     write_shard,
+    write_text,
 )
 
 SAMPLES_PER_TASK = 8
@@ -185,12 +186,12 @@ def _claim_folder(folder: Path, origin: dict[str, str | int], resume: bool) -> N
             (folder / made).unlink(missing_ok=True)
     identity = {"config_sha256": origin["config_sha256"], "seed": origin["seed"]}
     if marker.is_file():
-        if json.loads(marker.read_text(encoding="utf-8")) != identity:
+        if marker.read_text(encoding="utf-8") != json.dumps(identity):
             raise InputError(
                 f"{folder}: holds data of another configuration or seed; use --fresh to replace them, or another --out"
             )
     else:
-        write_json(marker, identity)
+        write_text(marker, json.dumps(identity))
 
 
 def simulate_run(run: Path, settings: SimulateSettings, seed: int, resume: bool, workers: int) -> dict[str, Any]:
@@ -231,7 +232,8 @@ def simulate_run(run: Path, settings: SimulateSettings, seed: int, resume: bool,
             raise RuntimeError(
                 "a simulation worker was killed (out of memory?); run again to go on from here"
             ) from None
-    if made == 0 and (folder / MANIFEST_NAME).is_file() and read_manifest(folder)["splits"] == entries:
+    written = all((folder / name).is_file() for name in (MANIFEST_NAME, "metrics.json"))
+    if made == 0 and written and read_manifest(folder)["splits"] == entries:
         return {"simulated_now": 0}  # the manifest stays as it is, so that what was trained on it stays valid
     write_manifest(folder, entries, {"kind": "simulated", "classes": list(settings.classes), **origin})
     seconds = perf_counter() - started

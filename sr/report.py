@@ -20,6 +20,7 @@ from simulate.shards import MANIFEST_NAME, file_sha256, read_manifest, read_shar
 from .report_figures import auc_intervals, confusion_matrices, roc_curves, training_curves
 from .report_images import data_strip, example_pictures, transfer_pictures
 from .stages import METRICS_NAME, read_metrics
+from .trained_model import WEIGHTS_NAME
 from .verdict import image_verdict, transfer_verdict, with_interval
 
 REPORT_NAME = "report.html"
@@ -48,6 +49,7 @@ def write_report(run: Path) -> Path:
         commands=STAGES,
         stages=stages,
         answer=_answer(stages),
+        stale=_stale(run, stages),
         data=_describe_data(run / "data"),
         pairs=_describe_data(run / "pairs"),
         models=_trained_models(run / "train"),
@@ -75,6 +77,25 @@ def _answer(stages: dict[str, Any]) -> dict[str, list[str]]:
         "Does it carry over to real observations?": transfer_verdict(transfer) if transfer else [],
         "Does it help to tell dark matter apart?": classify["verdict"] if classify else [],
     }
+
+
+def _stale(run: Path, stages: dict[str, Any]) -> list[str]:
+    """A sentence for each stage whose numbers are of data or networks that are no longer those in the run folder."""
+    manifest = run / "data" / MANIFEST_NAME
+    sentences = []
+    for name, command in STAGES.items():
+        metrics = stages[name] or {}
+        models = metrics.get("models_sha256", {})
+        weights = {model: run / "train" / model / WEIGHTS_NAME for model in models}
+        same_data = "data_sha256" not in metrics or (
+            manifest.is_file() and file_sha256(manifest) == metrics["data_sha256"]
+        )
+        same_models = all(path.is_file() and file_sha256(path) == models[model] for model, path in weights.items())
+        if not (same_data and same_models):
+            sentences.append(
+                f"The numbers of {command} are of other data or networks than this run folder holds now; run it again."
+            )
+    return sentences
 
 
 def _describe_data(folder: Path) -> dict[str, Any] | None:

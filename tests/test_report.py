@@ -125,6 +125,17 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return run, metrics
 
 
+def test_numbers_of_other_data_are_called_stale(complete: tuple[Path, dict[str, dict]], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(complete[0], run)
+    assert "run it again" not in read_page(run).text
+    write_dataset(run / "data", {split: blob_pairs(6, seed=5) for split in ("train", "val", "test")})
+    text = read_page(run).text
+    assert "The numbers of evaluate are of other data or networks" in text
+    assert "The numbers of classify-check are of other data or networks" in text
+    assert "The numbers of transfer" not in text
+
+
 def test_complete_run(complete: tuple[Path, dict[str, dict]]) -> None:
     run, metrics = complete
     page = read_page(run)
