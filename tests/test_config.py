@@ -7,11 +7,22 @@ import pytest
 from simulate.errors import InputError
 from simulate.generate import simulate_run
 from simulate.settings import parse_settings, read_yaml
-from sr.config import RunConfig, keep_config, load_config
+from sr.config import RunConfig, check_sections, keep_config, load_config
 from tests.test_generate import SETTINGS
 
+SHIPPED = ["quickstart", "paper", "hsc", "observed", "strong-substructure"]
 
-@pytest.mark.parametrize("name", ["quickstart", "paper", "hsc", "observed", "strong-substructure"])
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_sections_of_every_shipped_configuration_fit_together(name: str, tmp_path: Path) -> None:
+    check_sections(load_config(Path(name), tmp_path, [], None))
+    size = "simulate.hr_size=32" if name == "hsc" else "simulate.hr_size=16"
+    small = load_config(Path(name), tmp_path, [size, "train.crop_size=64"], None)
+    with pytest.raises(InputError, match=r"train.crop_size is 64, its LR images have 8 pixels"):
+        check_sections(small)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_configuration_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     settings = load_config(Path(name), tmp_path, ["train.crop_size=null", "transfer.crop_size=null"], None)
     keep_config(settings, tmp_path)
