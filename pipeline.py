@@ -53,11 +53,12 @@ def _device(name: str) -> "torch.device":
     return find_device(name)
 
 
-def _stage(name: str, where: Path, settings: "RunConfig", work: Callable[[], Any]) -> None:
+def _stage(name: str, where: Path, settings: "RunConfig", work: Callable[..., Any], *arguments: Any) -> None:
+    """Call work(run, *arguments), which fills `where` in the run folder; then keep the configuration it was given."""
     from sr.config import keep_config
 
     started = perf_counter()
-    work()
+    work(where.parent, *arguments)
     keep_config(settings, where.parent)
     typer.echo(f"{name}: {where} ({perf_counter() - started:.0f} s)")
 
@@ -66,24 +67,19 @@ def _simulate(run: Path, settings: "RunConfig", resume: bool, workers: int) -> N
     from simulate.generate import simulate_run
 
     processes = workers or os.cpu_count() or 1
-    _stage(
-        "simulate",
-        run / "data",
-        settings,
-        lambda: simulate_run(run, settings.simulate, settings.seed, resume, processes),
-    )
+    _stage("simulate", run / "data", settings, simulate_run, settings.simulate, settings.seed, resume, processes)
 
 
 def _pairs(run: Path, settings: "RunConfig", resume: bool) -> None:
     from sr.observed import pairs_run
 
-    _stage("pairs", run / "pairs", settings, lambda: pairs_run(run, settings.pairs, settings.seed, resume))
+    _stage("pairs", run / "pairs", settings, pairs_run, settings.pairs, settings.seed, resume)
 
 
 def _train(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
     from sr.training import train_run
 
-    _stage("train", run / "train", settings, lambda: train_run(run, settings.train, settings.seed, device, resume))
+    _stage("train", run / "train", settings, train_run, settings.train, settings.seed, device, resume)
 
 
 def _transfer(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
@@ -91,34 +87,19 @@ def _transfer(run: Path, settings: "RunConfig", device: "torch.device", resume: 
 
     if not (run / "pairs" / "manifest.json").is_file():
         _pairs(run, settings, resume)
-    _stage(
-        "transfer",
-        run / "transfer",
-        settings,
-        lambda: transfer_run(run, settings.transfer, settings.seed, device, resume),
-    )
+    _stage("transfer", run / "transfer", settings, transfer_run, settings.transfer, settings.seed, device, resume)
 
 
 def _evaluate(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
     from sr.evaluate import evaluate_run
 
-    _stage(
-        "evaluate",
-        run / "evaluate",
-        settings,
-        lambda: evaluate_run(run, settings.evaluate, settings.seed, device, resume),
-    )
+    _stage("evaluate", run / "evaluate", settings, evaluate_run, settings.evaluate, settings.seed, device, resume)
 
 
 def _classify(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
     from sr.classify import classify_run
 
-    _stage(
-        "classify-check",
-        run / "classify",
-        settings,
-        lambda: classify_run(run, settings.classify, settings.seed, device, resume),
-    )
+    _stage("classify-check", run / "classify", settings, classify_run, settings.classify, settings.seed, device, resume)
 
 
 def _report(run: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulate.shards import write_atomically
+from simulate.shards import write_text
 
 from .models import find_architecture, parameter_count
 
@@ -46,11 +46,7 @@ Learned from the data above: images of other instruments, pixel scales, noise le
 what it has seen, and detail it adds is what such data made likely, not a measurement. Whether it helps to tell kinds
 of dark matter apart is a question for `pipeline classify-check`, not for the scores above.
 """
-    write_atomically(folder / CARD_NAME, lambda path: _write_text(path, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(folder / CARD_NAME, text)
 
 
 def _score_table(scores: dict[str, Any] | None) -> str:

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from simulate.provenance import git_revision, package_versions
-from simulate.shards import MANIFEST_NAME, file_sha256, read_manifest, read_shard, write_atomically
+from simulate.shards import MANIFEST_NAME, file_sha256, read_manifest, read_shard, write_text
 
 from .report_figures import auc_intervals, confusion_matrices, roc_curves, training_curves
 from .report_images import data_strip, example_pictures, transfer_pictures
@@ -57,12 +57,8 @@ def write_report(run: Path) -> Path:
         provenance=_provenance(run),
     )
     path = run / REPORT_NAME
-    write_atomically(path, lambda temporary: _write_text(temporary, page))
+    write_text(path, page)
     return path
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _metrics(folder: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from simulate.shards import write_atomically
+from simulate.shards import write_text
 
 LOG_NAME = "log.jsonl"
 
@@ -22,7 +22,7 @@ class TrainingLog:
         self.path = folder / LOG_NAME
         self.rows = [row for row in read_log(folder) if row["step"] < start]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_atomically(self.path, lambda path: _write_text(path, text))
+        write_text(self.path, text)
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -36,10 +36,6 @@ class TrainingLog:
 
     def close(self) -> None:
         self._tensorboard.close()
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
