@@ -69,5 +69,5 @@ def test_priors_out_of_physics_are_refused() -> None:
         parse_settings(SimulateSettings, {"hr_size": 95}, "a.yaml")
     with pytest.raises(InputError, match="LR pixel is 2 times"):
         SimulateSettings(scale=4).resolve()
-    with pytest.raises(InputError, match=r"unknown instrument 'hubble'; known: euclid-vis"):
+    with pytest.raises(InputError, match=r"unknown instrument 'hubble'; known: .*euclid-vis"):
         SimulateSettings(hr_instrument="hubble").resolve()
