@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while working, 2 the input is wrong.
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -63,11 +64,14 @@ def _stage(name: str, where: Path, settings: "RunConfig", work: Callable[..., An
     typer.echo(f"{name}: {where} ({perf_counter() - started:.0f} s)")
 
 
-def _simulate(run: Path, settings: "RunConfig", resume: bool, workers: int) -> None:
+def _simulate(
+    run: Path, settings: "RunConfig", resume: bool, workers: int, device: "torch.device", verify: int = 1
+) -> None:
     from simulate.generate import simulate_run
 
     processes = workers or os.cpu_count() or 1
-    _stage("simulate", run / "data", settings, simulate_run, settings.simulate, settings.seed, resume, processes)
+    work = (simulate_run, settings.simulate, settings.seed, resume, processes, device, verify)
+    _stage("simulate", run / "data", settings, *work)
 
 
 def _pairs(run: Path, settings: "RunConfig", resume: bool) -> None:
@@ -76,10 +80,11 @@ def _pairs(run: Path, settings: "RunConfig", resume: bool) -> None:
     _stage("pairs", run / "pairs", settings, pairs_run, settings.pairs, settings.seed, resume)
 
 
-def _train(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
+def _train(run: Path, settings: "RunConfig", device: "torch.device", resume: bool, workers: int) -> None:
     from sr.training import train_run
 
-    _stage("train", run / "train", settings, train_run, settings.train, settings.seed, device, resume)
+    processes = workers or os.cpu_count() or 1
+    _stage("train", run / "train", settings, train_run, settings.train, settings.seed, device, resume, processes)
 
 
 def _transfer(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
@@ -114,11 +119,18 @@ def simulate(
     out: Out = DEFAULT_OUT,
     overrides: Override = None,
     seed: Seed = None,
+    device: Device = "auto",
     resume: Resume = True,
     workers: Workers = 0,
+    engine: Annotated[str | None, typer.Option(help="torch or lenstronomy, in place of the configuration's.")] = None,
+    verify: Annotated[
+        int,
+        typer.Option(min=0, help="Samples of each shard to render again with lenstronomy; the shard keeps how far."),
+    ] = 1,
 ) -> None:
     """Simulate lenses of every kind of dark matter as HR and LR pairs."""
-    _simulate(out, _load(config, out, overrides, seed), resume, workers)
+    chosen = [*(overrides or []), *([f"simulate.engine={engine}"] if engine else [])]
+    _simulate(out, _load(config, out, chosen, seed), resume, workers, _device(device), verify)
 
 
 @app.command()
@@ -137,9 +149,10 @@ def train(
     seed: Seed = None,
     device: Device = "auto",
     resume: Resume = True,
+    workers: Workers = 0,
 ) -> None:
     """Train super-resolution networks on the simulated pairs."""
-    _train(out, _load(config, out, overrides, seed), _device(device), resume)
+    _train(out, _load(config, out, overrides, seed), _device(device), resume, workers)
 
 
 @app.command()
@@ -202,9 +215,9 @@ def run(
 
     settings, where = _load(config, out, overrides, seed), _device(device)
     check_sections(settings)
-    _simulate(out, settings, resume, workers)
+    _simulate(out, settings, resume, workers, where)
     _pairs(out, settings, resume)
-    _train(out, settings, where, resume)
+    _train(out, settings, where, resume, workers)
     _transfer(out, settings, where, resume)
     _evaluate(out, settings, where, resume)
     _classify(out, settings, where, resume)
@@ -247,6 +260,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A run folder, or a data set in it (RUN/data, RUN/pairs).")],
 ) -> None:
     """Hash and read every shard of a data set again."""
+    from simulate.audit import read_audits
     from simulate.shards import MANIFEST_NAME, verify_dataset
 
     candidates = [folder, folder / "data", folder / "pairs"]
@@ -255,7 +269,9 @@ def verify(
         raise InputError(f"{folder}: no {MANIFEST_NAME} here, nor in data/ or pairs/ below it")
     for one in found:
         counts = ", ".join(f"{count} {split}" for split, count in verify_dataset(one).items())
-        typer.echo(f"{one}: good ({counts})")
+        audit = read_audits(one)
+        worst = f"; {audit['samples']} audited, worst {audit['hr_relative_l2']:.1e} (L2)" if audit["samples"] else ""
+        typer.echo(f"{one}: good ({counts}{worst})")
 
 
 @app.command()
@@ -274,6 +290,7 @@ def main() -> None:
     """Entry point: wrong input is one clear line and exit code 2; a failure shows its traceback and exits with 1."""
     # Read when torch starts: threads that spin long while they wait slow each other down on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app()
     except InputError as error:

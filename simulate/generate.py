@@ -1,27 +1,26 @@
 """From settings to a data set on disk: workers draw and render samples, shards are written as they fill up."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from .audit import audit_record, audit_sample, read_audits
 from .errors import InputError
 from .instruments import Instrument, load_instrument, psf_kernel
 from .populations import POPULATIONS
 from .progress import progress_bar
 from .provenance import provenance
-from .scene import SceneSettings, draw_scene
+from .sample import draw_sample, instruments, observe_sample, render_scenes, simulate_sample
+from .scene import Scene, SceneSettings
 from .settings import Settings
 from .shards import (
     MANIFEST_NAME,
@@ -35,17 +34,15 @@ from .shards import (
     write_shard,
     write_text,
 )
+from .sources import Split
+from .workers import in_order, worker_pool
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLES_PER_TASK = 8
-# glibc returns large arrays to the kernel at every free; keeping them makes lenstronomy up to 1.4 times as fast.
-WORKER_ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967295",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "67108864",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-}
+GPU_BLOCK = 128
+"""Samples that a GPU renders at once: always the same ones, whatever the shards, so that they stay the same bytes."""
 
 
 class SplitSettings(Settings):
@@ -66,6 +63,9 @@ class SimulateSettings(Settings):
     hr_size: int = Field(96, ge=8)
     scale: int = Field(2, ge=1, le=16)
     scene: SceneSettings = SceneSettings()
+    engine: Literal["torch", "lenstronomy"] = "torch"
+    truth_maps: bool = False
+    """Store convergence, deflection, unlensed source and lens light of every sample, too."""
     shard_size: int = Field(256, ge=1)
 
     @model_validator(mode="after")
@@ -91,35 +91,36 @@ class SimulateSettings(Settings):
             )
         return self.model_copy(update=instruments)
 
+    @property
+    def total_count(self) -> int:
+        """Samples of all splits together."""
+        return self.counts.train + self.counts.val + self.counts.test
 
-def simulate_sample(settings: SimulateSettings, seed: int, index: int) -> dict[str, Any]:
-    """Sample `index`: its images, label and scene. Depends on the settings and (seed, index) alone."""
-    from .lenstronomy_engine import render_pair
-
-    assert isinstance(settings.hr_instrument, Instrument)
-    assert isinstance(settings.lr_instrument, Instrument)
-    rng = np.random.default_rng([seed, index])
-    label = index % len(settings.classes)
-    field_radius_arcsec = settings.hr_size * settings.hr_instrument.pixel_scale_arcsec / np.sqrt(2)
-    scene = draw_scene(settings.classes[label], settings.scene, field_radius_arcsec, rng)
-    size, supersampling = settings.hr_size, settings.scene.supersampling
-    pair = render_pair(scene, settings.hr_instrument, settings.lr_instrument, size, settings.scale, supersampling, rng)
-    images = {name: image.astype(np.float32)[None] for name, image in vars(pair).items()}
-    return {**images, "label": label, "index": index, "name": scene.to_json()}
+    def split_of(self, index: int) -> Split:
+        """The split that sample `index` belongs to: they follow one another."""
+        after_train = index - self.counts.train
+        return "train" if after_train < 0 else "val" if after_train < self.counts.val else "test"
 
 
-def _simulate_task(settings: SimulateSettings, seed: int, indices: range) -> list[dict[str, Any]]:
-    return [simulate_sample(settings, seed, index) for index in indices]
+def _simulate_task(settings: SimulateSettings, seed: int, indices: list[int]) -> list[dict[str, Any]]:
+    return [simulate_sample(settings, seed, index, settings.split_of(index)) for index in indices]
+
+
+def _draw_task(settings: SimulateSettings, seed: int, indices: range) -> list[tuple[Scene, np.random.Generator]]:
+    return [draw_sample(settings, seed, index, settings.split_of(index)) for index in indices]
+
+
+def _audit_task(settings: SimulateSettings, seed: int, index: int) -> dict[str, float]:
+    return audit_sample(settings, seed, index, settings.split_of(index))
 
 
 def assemble(settings: SimulateSettings, samples: list[dict[str, Any]]) -> Pairs:
     """Samples side by side, with what the instruments are."""
     stacked = {name: np.stack([sample[name] for sample in samples]) for name in ("hr", "hr_noisy", "lr", "lr_noise")}
+    truth = {name: np.stack([one["truth"][name] for one in samples]) for name in samples[0].get("truth", {})}
     bands = []
-    for instrument in (settings.hr_instrument, settings.lr_instrument):
-        assert isinstance(instrument, Instrument)
-        assert isinstance(settings.hr_instrument, Instrument)
-        fine_scale = settings.hr_instrument.pixel_scale_arcsec / settings.scene.supersampling
+    for instrument in instruments(settings):
+        fine_scale = instruments(settings)[0].pixel_scale_arcsec / settings.scene.supersampling
         kernel = psf_kernel(instrument.psf, fine_scale)
         bands.append(Band(instrument.name, instrument.pixel_scale_arcsec, kernel, fine_scale))
     return Pairs(
@@ -133,22 +134,8 @@ def assemble(settings: SimulateSettings, samples: list[dict[str, Any]]) -> Pairs
         hr_band=bands[0],
         lr_band=bands[1],
         kind="simulated",
+        truth=truth,
     )
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables that child processes read when they start."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
 
 
 def _plan(folder: Path, settings: SimulateSettings) -> list[tuple[str, Path, range]]:
@@ -194,10 +181,46 @@ def _claim_folder(folder: Path, origin: dict[str, str | int], resume: bool) -> N
         write_text(marker, json.dumps(identity))
 
 
-def simulate_run(run: Path, settings: SimulateSettings, seed: int, resume: bool, workers: int) -> dict[str, Any]:
+def _samples(
+    pool: ProcessPoolExecutor,
+    settings: SimulateSettings,
+    seed: int,
+    indices: list[int],
+    device: "torch.device | None",
+    ahead: int,
+) -> Iterator[dict[str, Any]]:
+    """Samples `indices` (ascending), in order: rendered by the workers, or drawn by them and rendered on `device`."""
+    size = SAMPLES_PER_TASK if device is None else GPU_BLOCK
+    blocks = sorted({index // size for index in indices})
+    wanted = set(indices)
+    if device is None:
+        tasks = [[index for index in range(block * size, (block + 1) * size) if index in wanted] for block in blocks]
+        for part in in_order(pool, partial(_simulate_task, settings, seed), tasks, ahead):
+            yield from part
+        return
+    whole = [range(block * size, min((block + 1) * size, settings.total_count)) for block in blocks]
+    drawn = in_order(pool, partial(_draw_task, settings, seed), whole, ahead)
+    for block, scenes in zip(whole, drawn, strict=True):
+        images = render_scenes(settings, [scene for scene, _ in scenes], device)
+        for index, (scene, rng), pair in zip(block, scenes, images, strict=True):
+            if index in wanted:
+                yield observe_sample(settings, index, scene, rng, pair)
+
+
+def simulate_run(
+    run: Path,
+    settings: SimulateSettings,
+    seed: int,
+    resume: bool,
+    workers: int,
+    device: "torch.device | None" = None,
+    verify: int = 1,
+) -> dict[str, Any]:
     """Simulate RUN/data: shards, manifest and metrics.json. Shards already there are kept with `resume`.
 
-    Raises `InputError` if the folder holds data of other settings, `RuntimeError` if a worker dies.
+    Workers (processes) render on the CPU; with a CUDA `device` they draw the scenes and it renders. `verify` samples of
+    each new shard are rendered again with lenstronomy, and the worst difference is stored in it. Raises `InputError` if
+    the folder holds data of other settings, `RuntimeError` if a worker dies or an audit fails.
     """
     started = perf_counter()
     settings = settings.resolve()
@@ -205,44 +228,46 @@ def simulate_run(run: Path, settings: SimulateSettings, seed: int, resume: bool,
     origin = provenance(settings, seed)
     _claim_folder(folder, origin, resume)
     plan = _plan(folder, settings)
-    entries: dict[str, list[dict[str, Any]]] = {}
-    made = 0
-    context = get_context("spawn")  # forking a process that runs threads can deadlock
+    new = [(path, indices) for _, path, indices in plan if not _is_finished(path, indices)]
+    gpu = device if device is not None and device.type != "cpu" and settings.engine == "torch" else None
+    for instrument in instruments(settings):
+        psf_kernel(instrument.psf, instrument.pixel_scale_arcsec)  # a wrong PSF is known before workers start
     with (
-        _environment(WORKER_ENVIRONMENT),
-        ProcessPoolExecutor(max(1, workers), mp_context=context) as pool,
+        worker_pool(workers) as pool,
         progress_bar("simulate", sum(len(indices) for _, _, indices in plan)) as advance,
     ):
         try:
-            for split, path, indices in plan:
-                if not _is_finished(path, indices):
-                    tasks = [
-                        indices[start : start + SAMPLES_PER_TASK] for start in range(0, len(indices), SAMPLES_PER_TASK)
-                    ]
-                    samples: list[dict[str, Any]] = []
-                    for part in pool.map(partial(_simulate_task, settings, seed), tasks):
-                        samples.extend(part)
-                        advance(len(part), split)
-                    write_shard(path, assemble(settings, samples), origin)
-                    made += len(indices)
-                else:
-                    advance(len(indices), f"{split} (kept)")
-                entries.setdefault(split, []).append(describe_shard(folder, path, np.array(indices)))
+            samples = _samples(pool, settings, seed, [one for _, indices in new for one in indices], gpu, 4 * workers)
+            for path, indices in new:
+                chosen = np.linspace(indices[0], indices[-1], min(verify, len(indices))).astype(int).tolist()
+                audits = [pool.submit(_audit_task, settings, seed, index) for index in chosen]
+                collected = []
+                for _ in indices:
+                    collected.append(next(samples))
+                    advance(1, path.parent.name)
+                found = [one.result() for one in audits]
+                audit = {"audit": json.dumps(audit_record(chosen, found))} if chosen else {}
+                write_shard(path, assemble(settings, collected), {**origin, **audit})
         except BrokenProcessPool:
             raise RuntimeError(
                 "a simulation worker was killed (out of memory?); run again to go on from here"
             ) from None
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for split, path, indices in plan:
+        entries.setdefault(split, []).append(describe_shard(folder, path, np.array(indices)))
     written = all((folder / name).is_file() for name in (MANIFEST_NAME, "metrics.json"))
-    if made == 0 and written and read_manifest(folder)["splits"] == entries:
+    if not new and written and read_manifest(folder)["splits"] == entries:
         return {"simulated_now": 0}  # the manifest stays as it is, so that what was trained on it stays valid
     write_manifest(folder, entries, {"kind": "simulated", "classes": list(settings.classes), **origin})
-    seconds = perf_counter() - started
+    seconds, made = perf_counter() - started, sum(len(indices) for _, indices in new)
     metrics = {
         "counts": settings.counts.model_dump(),
+        "engine": settings.engine,
         "simulated_now": made,
         "seconds": round(seconds, 2),
         "lenses_per_second": round(made / seconds, 2),
         "workers": workers,
+        "audit": read_audits(folder),
     }
     write_json(folder / "metrics.json", metrics)
     return metrics

@@ -1,33 +1,26 @@
-"""Rendering with lenstronomy: the only module that imports it.
+"""Rendering with lenstronomy, the reference: the only module that imports it.
 
 `render_pair` shoots rays once on a fine grid and looks at the result through both instruments; `render_reference` is
-lenstronomy's own `ImageModel`, to audit it. The surface brightness is sampled at the centres of sub-pixels, convolved
-there with the PSF (which has no pixel response) and summed to pixels, which is where the pixel response enters, once.
+lenstronomy's own `ImageModel`, which audits both engines. The surface brightness is sampled at the centres of
+sub-pixels, convolved there with the PSF (which has no pixel response) and summed to pixels, which is where the pixel
+response enters, once.
 """
 
-from dataclasses import dataclass
+import warnings
+from typing import Any
 
 import numpy as np
+from astropy.cosmology import FlatLambdaCDM, default_cosmology
 from lenstronomy.Data.imaging_data import ImageData
 from lenstronomy.Data.psf import PSF
 from lenstronomy.ImSim.image_model import ImageModel
 from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.LightModel.light_model import LightModel
-from lenstronomy.SimulationAPI.observation_api import SingleBand
+from lenstronomy.PointSource.point_source import PointSource
 from scipy.signal import fftconvolve
 
 from .instruments import Instrument, psf_kernel
 from .scene import Scene
-
-
-@dataclass(frozen=True)
-class RenderedPair:
-    """One lens through two instruments, in nJy per pixel; each (H,W) or (h,w)."""
-
-    hr: np.ndarray
-    hr_noisy: np.ndarray
-    lr: np.ndarray
-    lr_noise: np.ndarray
 
 
 def pixel_centres_arcsec(size: int, pixel_scale_arcsec: float) -> tuple[np.ndarray, np.ndarray]:
@@ -37,15 +30,44 @@ def pixel_centres_arcsec(size: int, pixel_scale_arcsec: float) -> tuple[np.ndarr
     return x, y
 
 
+def lens_model(scene: Scene) -> LensModel:
+    """The scene's `LensModel`, of several planes if its lens models have redshifts of their own."""
+    if not scene.lens_redshift_list:
+        return LensModel(lens_model_list=scene.lens_model_list)
+    with default_cosmology.set(FlatLambdaCDM(**scene.cosmology)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Cosmology is provided")  # lenstronomy's own call warns, always
+        return LensModel(
+            lens_model_list=scene.lens_model_list,
+            z_source=scene.z_source,
+            lens_redshift_list=scene.lens_redshift_list,
+            multi_plane=True,
+        )
+
+
+def source_model(scene: Scene) -> LightModel:
+    """The scene's sources as a `LightModel`."""
+    scaling = scene.source_deflection_scaling or None
+    return LightModel(scene.source_model_list, deflection_scaling_list=scaling)
+
+
+def _lenstronomy_kwargs(kwargs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Images as arrays, where the scene has nested lists."""
+    return [{**one, "image": np.array(one["image"])} if "image" in one else one for one in kwargs]
+
+
 def surface_brightness(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Surface brightness of the lensed source and the lens at x, y (arcsec), in nJy per square arcsecond."""
-    lens = LensModel(lens_model_list=scene.lens_model_list)
-    source_x, source_y = lens.ray_shooting(x.ravel(), y.ravel(), scene.kwargs_lens)
-    light = LightModel(scene.source_model_list).surface_brightness(source_x, source_y, scene.kwargs_source)
+    """Surface brightness of the lensed sources and the lenses at x, y (arcsec), in nJy per square arcsecond."""
+    x, y, shape = x.ravel(), y.ravel(), x.shape
+    alpha_x, alpha_y = lens_model(scene).alpha(x, y, scene.kwargs_lens)
+    light = np.zeros(x.shape)
+    scaling = scene.source_deflection_scaling or [1.0] * len(scene.source_model_list)
+    sources = zip(scaling, scene.source_model_list, _lenstronomy_kwargs(scene.kwargs_source), strict=True)
+    for factor, name, kwargs in sources:
+        light += LightModel([name]).surface_brightness(x - factor * alpha_x, y - factor * alpha_y, [kwargs])
     if scene.lens_light_model_list:
         own = LightModel(scene.lens_light_model_list)
-        light = light + own.surface_brightness(x.ravel(), y.ravel(), scene.kwargs_lens_light)
-    return np.reshape(light, x.shape)
+        light += own.surface_brightness(x, y, _lenstronomy_kwargs(scene.kwargs_lens_light))
+    return np.reshape(light, shape)
 
 
 def bin_sum(image: np.ndarray, factor: int) -> np.ndarray:
@@ -54,47 +76,26 @@ def bin_sum(image: np.ndarray, factor: int) -> np.ndarray:
     return image.reshape(height // factor, factor, width // factor, factor).sum((1, 3))
 
 
-def noise_sigma(instrument: Instrument, flux_njy: np.ndarray) -> np.ndarray:
-    """1-sigma noise of each pixel (nJy) for a noiseless image: read noise, sky and Poisson noise by lenstronomy."""
-    band = SingleBand(
-        pixel_scale=instrument.pixel_scale_arcsec,
-        exposure_time=instrument.exposure_time_s,
-        num_exposures=instrument.num_exposures,
-        magnitude_zero_point=instrument.magnitude_zero_point,
-        read_noise=instrument.read_noise_electrons,
-        sky_brightness=instrument.sky_brightness_mag_arcsec2,
-        psf_type="NONE",
-        data_count_unit="e-",
-    )
-    unit = instrument.nanojansky_per_electron_s
-    return np.hypot(band.background_noise, band.flux_noise(flux_njy / unit)) * unit
-
-
 def render_pair(
-    scene: Scene,
-    hr_instrument: Instrument,
-    lr_instrument: Instrument,
-    hr_size: int,
-    scale: int,
-    supersampling: int,
-    rng: np.random.Generator,
-) -> RenderedPair:
-    """One lens as both instruments see it: hr_size pixels, and hr_size / scale pixels `scale` times as wide."""
+    scene: Scene, hr_instrument: Instrument, lr_instrument: Instrument, hr_size: int, scale: int, supersampling: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noiseless images in nJy per pixel, as both instruments see one lens: (hr_size, hr_size), and `scale` times fewer
+    pixels, `scale` times as wide. Images of point sources are lenstronomy's own rendering."""
     fine_scale = hr_instrument.pixel_scale_arcsec / supersampling
     x, y = pixel_centres_arcsec(hr_size * supersampling, fine_scale)
     fine_flux = surface_brightness(scene, x, y) * fine_scale**2
     images = []
     for instrument, factor in ((hr_instrument, supersampling), (lr_instrument, supersampling * scale)):
-        seen = fftconvolve(fine_flux, psf_kernel(instrument.psf, fine_scale), mode="same")
-        images.append(bin_sum(seen, factor))
-    hr, lr = images
-    lr_noise = noise_sigma(lr_instrument, lr)
-    hr_noisy = hr + noise_sigma(hr_instrument, hr) * rng.standard_normal(hr.shape)
-    return RenderedPair(hr=hr, hr_noisy=hr_noisy, lr=lr + lr_noise * rng.standard_normal(lr.shape), lr_noise=lr_noise)
+        seen = bin_sum(fftconvolve(fine_flux, psf_kernel(instrument.psf, fine_scale), mode="same"), factor)
+        if scene.kwargs_ps:
+            model = image_model(scene, instrument, len(seen), factor)
+            seen = seen + model.point_source(scene.kwargs_ps, scene.kwargs_lens)
+        images.append(seen)
+    return images[0], images[1]
 
 
-def render_reference(scene: Scene, instrument: Instrument, size: int, supersampling: int) -> np.ndarray:
-    """(size,size) noiseless image in nJy per pixel by lenstronomy's `ImageModel`, `supersampling`² rays a pixel."""
+def image_model(scene: Scene, instrument: Instrument, size: int, supersampling: int) -> ImageModel:
+    """lenstronomy's `ImageModel` of a scene through one instrument, `supersampling`² rays a pixel."""
     pixel = instrument.pixel_scale_arcsec
     corner = -(size - 1) / 2 * pixel
     data = ImageData(
@@ -111,16 +112,26 @@ def render_reference(scene: Scene, instrument: Instrument, size: int, supersampl
         point_source_supersampling_factor=supersampling,
         kernel_point_source_normalisation=True,
     )
-    model = ImageModel(
+    return ImageModel(
         data,
         psf,
-        lens_model_class=LensModel(lens_model_list=scene.lens_model_list),
-        source_model_class=LightModel(scene.source_model_list),
+        lens_model_class=lens_model(scene),
+        source_model_class=source_model(scene),
         lens_light_model_class=LightModel(scene.lens_light_model_list),
+        point_source_class=PointSource(scene.point_source_model_list),
         kwargs_numerics={
             "supersampling_factor": supersampling,
             "supersampling_convolution": True,
             "supersampling_kernel_size": None,  # the default convolves the PSF's outskirts on the coarse grid
         },
     )
-    return model.image(scene.kwargs_lens, scene.kwargs_source, scene.kwargs_lens_light)
+
+
+def render_reference(scene: Scene, instrument: Instrument, size: int, supersampling: int) -> np.ndarray:
+    """(size,size) noiseless image in nJy per pixel by lenstronomy's `ImageModel`, without the scene's point sources."""
+    return image_model(scene, instrument, size, supersampling).image(
+        scene.kwargs_lens,
+        _lenstronomy_kwargs(scene.kwargs_source),
+        _lenstronomy_kwargs(scene.kwargs_lens_light),
+        point_source_add=False,
+    )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,14 @@ MANIFEST_NAME = "manifest.json"
 HR_IMAGES = ("hr", "hr_noisy", "hr_mask")
 LR_IMAGES = ("lr", "lr_noise")
 IMAGES = HR_IMAGES + LR_IMAGES
+TRUTH_UNITS = {
+    "convergence_macro": "critical surface density",
+    "convergence_substructure": "critical surface density",
+    "deflection": "arcsec",
+    "source": "nJy",
+    "lens_light": "nJy",
+}
+"""Truth maps, values at the centres of the HR pixels (nJy: times the pixel's area), before any PSF."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Pairs:
     hr_band: Band
     lr_band: Band
     kind: str  # "simulated", "real HR, degraded LR" or "observed HR, observed LR"
+    truth: dict[str, np.ndarray] = field(default_factory=dict)
+    """Maps (N,C,H,W) f4 that no telescope sees, of simulated pairs on request: `TRUTH_UNITS`."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -69,6 +79,7 @@ class Pairs:
         for key in (*IMAGES, "label", "index"):
             values[key] = values[key][rows]
         values["name"] = tuple(self.name[row] for row in rows)
+        values["truth"] = {name: one[rows] for name, one in self.truth.items()}
         for key in ("hr_band", "lr_band"):
             band = values[key]
             if band.psf.ndim == 3:
@@ -125,27 +136,33 @@ def _write_hdf5(path: Path, pairs: Pairs, provenance: Mapping[str, str | int]) -
             file.attrs[key] = value
         for names, band, side in ((HR_IMAGES, pairs.hr_band, "hr"), (LR_IMAGES, pairs.lr_band, "lr")):
             for name in names:
-                image = getattr(pairs, name)
-                # gzip, not lzf: lzf may pack the same pixels into other bytes, and the file's SHA-256 with them
-                dataset = file.create_dataset(
-                    name,
-                    data=image,
-                    chunks=(1, *image.shape[1:]),
-                    compression="gzip",
-                    compression_opts=1,
-                    shuffle=True,
-                    fletcher32=True,
-                )
-                dataset.attrs["unit"] = "" if name == "hr_mask" else pairs.unit
-                dataset.attrs["pixel_scale_arcsec"] = band.pixel_scale_arcsec
-                dataset.attrs["instrument"] = band.instrument
+                unit = "" if name == "hr_mask" else pairs.unit
+                _write_images(file, name, getattr(pairs, name), unit, band)
             psf = file.create_dataset(f"psf_{side}", data=band.psf)
             psf.attrs["pixel_scale_arcsec"] = band.psf_pixel_scale_arcsec
+        for name, maps in pairs.truth.items():
+            _write_images(file, f"truth_{name}", maps, TRUTH_UNITS[name], pairs.hr_band)
         label = file.create_dataset("label", data=pairs.label.astype(np.int8))
         label.attrs["classes"] = list(pairs.classes)
         file.create_dataset("index", data=pairs.index.astype(np.int64))
         names_key = "scene" if pairs.kind == "simulated" else "object"
         file.create_dataset(names_key, data=list(pairs.name), dtype=h5py.string_dtype("utf-8"))
+
+
+def _write_images(file: h5py.File, name: str, images: np.ndarray, unit: str, band: Band) -> None:
+    # gzip, not lzf: lzf may pack the same pixels into other bytes, and the file's SHA-256 with them
+    dataset = file.create_dataset(
+        name,
+        data=images,
+        chunks=(1, *images.shape[1:]),
+        compression="gzip",
+        compression_opts=1,
+        shuffle=True,
+        fletcher32=True,
+    )
+    dataset.attrs["unit"] = unit
+    dataset.attrs["pixel_scale_arcsec"] = band.pixel_scale_arcsec
+    dataset.attrs["instrument"] = band.instrument
 
 
 def read_shard(path: Path) -> Pairs:
@@ -183,6 +200,7 @@ def _read_hdf5(file: h5py.File) -> Pairs:
         hr_band=_read_band(file, "hr"),
         lr_band=_read_band(file, "lr"),
         kind=kind,
+        truth={name: file[f"truth_{name}"][()] for name in TRUTH_UNITS if f"truth_{name}" in file},
     )
 
 
@@ -204,6 +222,7 @@ def concatenate(parts: list[Pairs]) -> Pairs:
     for key in (*IMAGES, "label", "index"):
         values[key] = np.concatenate([getattr(part, key) for part in parts])
     values["name"] = tuple(name for part in parts for name in part.name)
+    values["truth"] = {name: np.concatenate([part.truth[name] for part in parts]) for name in parts[0].truth}
     for key in ("hr_band", "lr_band"):
         band = values[key]
         if band.psf.ndim == 3:

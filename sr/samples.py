@@ -1,7 +1,8 @@
 """The training set as tensors that stay on the device, and random augmented crops of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -11,9 +12,22 @@ from simulate.shards import Pairs
 from .normalisation import Normalisation, as_tensor
 
 
+class SampleSource(Protocol):
+    """Where the training loop takes its samples from."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def start(self, step: int, tell: Callable[[str], None]) -> None:
+        """Make the samples of `step` (1 ...) ready, the first that will be asked for; `tell` shows how far it is."""
+
+    def at(self, step: int) -> "Samples":
+        """The samples that `step` draws from; steps are asked for in order. Does not wait for the device."""
+
+
 @dataclass(frozen=True)
 class Samples:
-    """Image pairs in the network's domain, resident on one device."""
+    """Image pairs in the network's domain, resident on one device. As a `SampleSource`: the same at every step."""
 
     lr: Tensor  # (N,1,h,w)
     hr: Tensor  # (N,1,H,W) what the network is trained towards
@@ -22,6 +36,17 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.lr)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lr.device
+
+    def start(self, step: int, tell: Callable[[str], None]) -> None:
+        """There is nothing to make ready."""
+
+    def at(self, step: int) -> "Samples":  # noqa: ARG002 - the same at every step
+        """These."""
+        return self
 
     @property
     def scale(self) -> int:

@@ -37,6 +37,8 @@ def macro_parameters(pairs: Pairs) -> np.ndarray:
         macro: dict[str, float] = {}
         for kwargs in models[:2]:
             macro = {**kwargs, **macro}
+        if "theta_E" in macro:
+            macro.setdefault("gamma", 2.0)  # of an SIE
         missing = [key for key in MACRO_KEYS if key not in macro]
         if missing:
             raise ValueError(f"the scenes have no {', '.join(missing)}")

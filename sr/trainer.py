@@ -19,7 +19,7 @@ from simulate.settings import Settings
 from .adversarial import Adversary
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
 from .losses import pixel_loss
-from .samples import Samples, draw_batch
+from .samples import SampleSource, draw_batch
 from .training_log import TrainingLog
 
 
@@ -71,17 +71,17 @@ def averaging_decay(step: int, ema_decay: float) -> float:
 
 
 class Trainer:
-    """Trains the parameters of `network` that require gradients, from `samples` on the samples' device."""
+    """Trains the parameters of `network` that require gradients, from `samples`, on their device."""
 
     def __init__(
         self,
         network: nn.Module,
-        samples: Samples,
+        samples: SampleSource,
         settings: LoopSettings,
         seed: int,
         adversary: Adversary | None = None,
     ) -> None:
-        self.device = samples.lr.device
+        self.device = samples.device
         # channels last makes convolutions faster; torch's own type stubs do not know the argument
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.samples = samples
@@ -97,7 +97,8 @@ class Trainer:
         self.optimiser = torch.optim.Adam(self.parameters, betas=(0.9, 0.999), fused=self.device.type == "cuda")
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.loss = pixel_loss(settings.loss)
-        self.pending: list[tuple[int, Tensor, dict[str, Tensor]]] = []  # step, rows, numbers; not yet off the device
+        # step, samples on the device and their indices, numbers; not yet off the device
+        self.pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]] = []
 
     def run(
         self,
@@ -123,6 +124,7 @@ class Trainer:
         advance(done)
         self.network.train()
         try:
+            self.samples.start(done + 1, lambda told: advance(0, told))
             for step in range(done + 1, settings.steps + 1):
                 self._step(step)
                 advance(1, note)
@@ -158,8 +160,9 @@ class Trainer:
         learning_rate = scheduled_learning_rate(step, settings)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
+        samples = self.samples.at(step)
         lr, hr, mask, rows = draw_batch(
-            self.samples, settings.batch_size, settings.crop_size, settings.augment, self.generator
+            samples, settings.batch_size, settings.crop_size, settings.augment, self.generator
         )
         fighting = adversary is not None and step > adversary.warm_start_steps
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -176,17 +179,17 @@ class Trainer:
         numbers = {"loss": loss.detach(), "gradient_norm": norm}
         if adversary is not None and fighting:
             numbers["discriminator_loss"] = adversary.learn(output, hr, mask, learning_rate)
-        self.pending.append((step, rows, numbers))
+        self.pending.append((step, rows, samples.index, numbers))
 
     def _collect(self) -> dict[str, Any]:
         """Means of the pending steps' numbers, after checking that all are finite."""
         values = iter(torch.stack([value for *_, numbers in self.pending for value in numbers.values()]).tolist())
         series: dict[str, list[float]] = {}
-        for step, rows, numbers in self.pending:
+        for step, rows, index, numbers in self.pending:
             for key in numbers:
                 series.setdefault(key, []).append(next(values))
                 if not math.isfinite(series[key][-1]):
-                    samples = self.samples.index[rows.cpu()].tolist()
+                    samples = index[rows.cpu()].tolist()
                     raise NonFiniteLossError(
                         f"step {step}: {key} is not finite; the batch held samples {samples}. "
                         f"Try a smaller learning rate, or look at these images."

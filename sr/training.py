@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,8 @@ from .metrics import data_range_of, image_scores
 from .models import Architecture, build_network, find_architecture, parameter_count, resolve_settings
 from .models.srgan import Discriminator
 from .normalisation import Normalisation, fit_normalisation
-from .samples import Samples, load_samples
+from .on_the_fly import OnTheFlySettings, open_pools, stored_simulation
+from .samples import SampleSource, load_samples
 from .stages import METRICS_NAME, fingerprint, finished_metrics, read_metrics, write_metrics
 from .trained_model import CONFIG_NAME, WEIGHTS_NAME, TrainedModel, describe_model, interpolation_model, save_model
 from .trainer import LoopSettings, Trainer
@@ -56,6 +59,9 @@ class TrainSettings(LoopSettings):
         ModelSettings(architecture=name) for name in ("fsrcnn", "srresnet", "rcan", "srgan")
     )
     target: Literal["hr", "hr_noisy"] = "hr"
+    data: Literal["stored", "on-the-fly"] = "stored"
+    """On the fly: new lenses are simulated while training goes on; the stored ones validate and normalise."""
+    on_the_fly: OnTheFlySettings = OnTheFlySettings()
     adversarial: AdversarialSettings = AdversarialSettings()
 
 
@@ -76,23 +82,28 @@ class TrainingData:
 
     train: Pairs
     val: Pairs
-    samples: Samples
+    new_samples: Callable[[], SampleSource]
+    """Where one training takes its samples from."""
     normalisation: Normalisation
     data_range: float
     sha256: str
 
 
-def train_run(run: Path, settings: TrainSettings, seed: int, device: torch.device, resume: bool) -> dict[str, Any]:
+def train_run(
+    run: Path, settings: TrainSettings, seed: int, device: torch.device, resume: bool, workers: int = 1
+) -> dict[str, Any]:
     """Train all models of `settings` on RUN/data; each leaves RUN/train/<model>/, all together RUN/train/metrics.json.
 
     With `resume`, finished models are kept and a killed one goes on from its checkpoint, to the same weights bit for
     bit as if it had not been killed; without, all are trained anew. Raises `InputError`, before anything is trained,
-    if a setting is wrong or a folder holds a model of other settings, data or seed.
+    if a setting is wrong or a folder holds a model of other settings, data or seed. With `data: on-the-fly`, `workers`
+    processes simulate; what comes out does not depend on how many.
     """
     folder = run / "train"
     train, val = read_pairs(run / "data", "train"), read_pairs(run / "data", "val")
     sha256 = manifest_sha256(run / "data")
     plans = plan_models(settings, train, val, sha256, seed)
+    simulation = stored_simulation(run / "data") if settings.data == "on-the-fly" else None
     for plan in plans:
         check_folder(folder / plan.name, plan.identity, resume)
     finished = {plan.name: finished_model(folder / plan.name, plan.identity, resume) for plan in plans}
@@ -101,16 +112,23 @@ def train_run(run: Path, settings: TrainSettings, seed: int, device: torch.devic
     if stage is not None and all(finished.values()):
         return stage
     normalisation = fit_normalisation(train)
-    samples = load_samples(train, normalisation, settings.target, device)
     data_range = data_range_of(train.hr, train.hr_mask)
-    data = TrainingData(train, val, samples, normalisation, data_range, sha256)
-    baselines = {name: validation_scores(interpolation_model(name, val), data, device) for name in INTERPOLATIONS}
+    sources: AbstractContextManager[Callable[[], SampleSource]]
+    if simulation:
+        on_the_fly = settings.on_the_fly
+        sources = open_pools(simulation, on_the_fly, len(train), normalisation, settings.target, device, workers)
+    else:
+        samples = load_samples(train, normalisation, settings.target, device)
+        sources = nullcontext(lambda: samples)
     models = {}
-    for plan in plans:
-        metrics = finished[plan.name]
-        if metrics is None:
-            metrics = train_model(folder / plan.name, plan, data, settings, seed, device)
-        models[plan.name] = {key: value for key, value in metrics.items() if key != "fingerprint"}
+    with sources as new_samples:
+        data = TrainingData(train, val, new_samples, normalisation, data_range, sha256)
+        baselines = {name: validation_scores(interpolation_model(name, val), data, device) for name in INTERPOLATIONS}
+        for plan in plans:
+            metrics = finished[plan.name]
+            if metrics is None:
+                metrics = train_model(folder / plan.name, plan, data, settings, seed, device)
+            models[plan.name] = {key: value for key, value in metrics.items() if key != "fingerprint"}
     seconds = sum(model["seconds"] for model in models.values())
     content = {"models": models, "baselines": baselines, "data_range": data_range}
     return write_metrics(folder, identity, seconds, content)
@@ -146,6 +164,8 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
             "target": settings.target,
             "adversarial": settings.adversarial.model_dump_json() if architecture.adversarial else "",
         }
+        if settings.data == "on-the-fly":
+            more["on_the_fly"] = settings.on_the_fly.model_dump_json()
         same_result = own.model_copy(update={"log_interval": 1, "checkpoint_interval": 1})
         identity = fingerprint(same_result, data=data_sha256, seed=seed, **more)
         plans.append(Plan(name, architecture, network_settings, own, identity))
@@ -190,8 +210,16 @@ def train_model(
     if adversarial:
         crop = plan.loop.crop_size or min(train.lr.shape[-2:])
         adversary = initial_adversary(plan, settings.adversarial, train.scale * crop, channels, own_seed, device)
+    on_the_fly = settings.on_the_fly if settings.data == "on-the-fly" else None
+    distinct_lenses, pool = len(train), {}
+    if on_the_fly:
+        distinct_lenses = on_the_fly.distinct_lenses(plan.loop.steps, len(train))
+        pool = {**on_the_fly.model_dump(), "pool_size": on_the_fly.blocks(len(train)) * on_the_fly.block_size}
     training = {
         **plan.loop.model_dump(mode="json"),
+        "data": settings.data,
+        **pool,
+        "distinct_lenses": distinct_lenses,
         **({"adversarial": settings.adversarial.model_dump(mode="json")} if adversarial else {}),
         "seed": seed,
         "kept_weights": "moving average at the last step" if adversarial else "moving average, best validation PSNR",
@@ -209,7 +237,7 @@ def train_model(
     def validate(candidate: nn.Module) -> dict[str, float]:
         return validation_scores(TrainedModel(plan.name, candidate, config), data, device)
 
-    trainer = Trainer(network, data.samples, plan.loop, own_seed, adversary)
+    trainer = Trainer(network, data.new_samples(), plan.loop, own_seed, adversary)
     with progress_bar(f"train {plan.name}", plan.loop.steps) as advance:
         # the best PSNR of an adversarial training would be that of its warm start
         result = trainer.run(advance, validate, keep_best=not adversarial, folder=folder, identity=plan.identity)
@@ -219,6 +247,7 @@ def train_model(
     content = {
         "architecture": plan.architecture.name,
         "parameters": parameter_count(network),
+        "distinct_lenses": distinct_lenses,
         "best_step": result.kept_step,
         "validation": scores,
         "curve": [

@@ -11,6 +11,7 @@ from sr.config import RunConfig, check_sections, keep_config, load_config
 from tests.test_generate import SETTINGS
 
 SHIPPED = ["quickstart", "paper", "hsc", "observed", "strong-substructure"]
+SHIPPED += [f"deeplensesim-model-{number}" for number in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

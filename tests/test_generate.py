@@ -2,14 +2,20 @@
 
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
 
+from simulate import audit
 from simulate.errors import InputError
-from simulate.generate import SimulateSettings, assemble, simulate_run, simulate_sample
-from simulate.shards import IMAGES, read_manifest, read_pairs, verify_dataset
+from simulate.generate import SimulateSettings, _samples, assemble, simulate_run
+from simulate.sample import simulate_sample
+from simulate.shards import IMAGES, TRUTH_UNITS, read_manifest, read_pairs, verify_dataset
 
 SETTINGS = SimulateSettings(counts={"train": 6, "val": 2, "test": 3}, hr_size=32, shard_size=4)
 
@@ -47,19 +53,74 @@ def test_samples_do_not_depend_on_workers_or_shards(finished: Path, tmp_path: Pa
 
 
 def test_resume_makes_only_what_is_missing_or_damaged(tmp_path: Path) -> None:
-    simulate_run(tmp_path, SETTINGS, seed=5, resume=True, workers=1)
+    simulate_run(tmp_path, SETTINGS, seed=5, resume=True, workers=1, verify=0)
     before = read_manifest(tmp_path / "data")
     shard = tmp_path / "data" / "train" / "shard-00001.h5"
     shard.write_bytes(shard.read_bytes()[:2000])
     (tmp_path / "data" / "val" / "shard-00000.h5").unlink()
-    assert simulate_run(tmp_path, SETTINGS, seed=5, resume=True, workers=1)["simulated_now"] == 4
+    assert simulate_run(tmp_path, SETTINGS, seed=5, resume=True, workers=1, verify=0)["simulated_now"] == 4
     assert read_manifest(tmp_path / "data") == before
-    assert simulate_run(tmp_path, SETTINGS, seed=5, resume=True, workers=1)["simulated_now"] == 0
+    assert simulate_run(tmp_path, SETTINGS, seed=5, resume=True, workers=1, verify=0)["simulated_now"] == 0
 
 
 def test_another_configuration_is_not_mixed_in(finished: Path) -> None:
     with pytest.raises(InputError, match=r"another configuration or seed; use --fresh"):
         simulate_run(finished, SETTINGS, seed=6, resume=True, workers=1)
+
+
+def test_engines_share_scenes_and_noise(finished: Path) -> None:
+    ours = read_pairs(finished / "data", "train")
+    reference = SETTINGS.model_copy(update={"engine": "lenstronomy"}).resolve()
+    for row in range(3):
+        theirs = simulate_sample(reference, 5, row)
+        assert theirs["name"] == ours.name[row]
+        for name in ("hr", "hr_noisy", "lr", "lr_noise"):
+            one, other = getattr(ours, name)[row], theirs[name]
+            np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
+
+
+def test_every_shard_carries_its_audit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = audit.read_audits(finished / "data")
+    assert found["samples"] == 4
+    assert 0 < found["hr_relative_l2"] < 1e-5
+    assert 0 < found["lr_of_peak"] < 1e-4
+    with h5py.File(finished / "data" / "train" / "shard-00001.h5") as file:
+        assert '"samples": [4]' in file.attrs["audit"]
+    monkeypatch.setattr(audit, "TOLERANCE", 1e-9)
+    with pytest.raises(
+        RuntimeError, match=r"sample 0: its hr image differs from lenstronomy's by \d\.\de-0\d \(relative L2\)"
+    ):
+        simulate_run(tmp_path, SETTINGS, seed=5, resume=True, workers=1)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_truth_maps_are_stored_beside_the_images(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"truth_maps": True})
+    simulate_run(tmp_path, settings, seed=5, resume=True, workers=1, verify=0)
+    pairs = read_pairs(tmp_path / "data", "train")
+    assert set(pairs.truth) == set(TRUTH_UNITS)
+    assert pairs.truth["deflection"].shape == (6, 2, 32, 32)
+    assert pairs.truth["convergence_substructure"][pairs.label == 2].max() == 0
+    last = pairs.select(np.array([5]))
+    np.testing.assert_array_equal(last.truth["source"][0], pairs.truth["source"][5])
+    assert audit.read_audits(tmp_path / "data") == {"samples": 0}
+    with h5py.File(tmp_path / "data" / "train" / "shard-00000.h5") as file:
+        assert file["truth_convergence_macro"].attrs["unit"] == "critical surface density"
+
+
+def test_samples_rendered_in_batches_do_not_depend_on_which_are_wanted(finished: Path) -> None:
+    """The way of a GPU, on the CPU: workers draw, whole blocks are rendered at once."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        arguments = (pool, SETTINGS.resolve(), 5)
+        every = list(_samples(*arguments, list(range(11)), torch.device("cpu"), 2))
+        some = list(_samples(*arguments, [3, 7], torch.device("cpu"), 2))
+    assert [one["index"] for one in every] == list(range(11))
+    for one in some:
+        assert one["hr"].tobytes() == every[one["index"]]["hr"].tobytes()
+        assert one["lr"].tobytes() == every[one["index"]]["lr"].tobytes()
+    stored = read_pairs(finished / "data", "train")
+    for row in range(6):
+        np.testing.assert_allclose(every[row]["hr"], stored.hr[row], atol=1e-5 * stored.hr[row].max())
 
 
 def test_importing_simulate_is_light() -> None:
