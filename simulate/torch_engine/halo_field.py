@@ -17,7 +17,7 @@ TILES_PAY_FROM = 1.5e8
 """Multiplications (perturbers * Gaussians * rays) from which on it pays to look for the perturbers near a tile."""
 REACH_IN_WIDTHS = 5.0
 """A Gaussian this many standard deviations away is nothing (4e-6 of a narrow one's small share)."""
-MOST_TILES = 8
+MOST_TILES = 4
 """Along an axis."""
 
 
@@ -60,17 +60,30 @@ def _field(
         rate = rates if rates.ndim == 1 else rates[:, part]
         across, distance_x = _gaussians(columns, center_x[:, part], rate)
         along, distance_y = _gaussians(rows, center_y[:, part], rate)
-        along *= weights[:, part, :, None]
+        along *= weights[:, part].mT[..., None]
         field_x = torch.baddbmm(field_x, along.flatten(1, 2).mT, (across * distance_x).flatten(1, 2))
         field_y = torch.baddbmm(field_y, (along * distance_y).flatten(1, 2).mT, across.flatten(1, 2))
     return torch.stack([field_x, field_y])
 
 
 def _gaussians(nodes: Tensor, center: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(rate d^2) as (B,N,K,nodes) for distances d (B,N,1,nodes) of the nodes to the centres (B,N), and d."""
-    distance = (nodes - center[..., None])[..., None, :]
-    # far out, the clamp keeps numbers normal: denormal ones would make the products many times slower
-    return (distance**2 * rates[..., None]).clamp_(min=-40).exp_(), distance
+    """exp(rate d^2) as (B,K,N,nodes) for distances d (B,1,N,nodes) of the nodes to the centres (B,N), and d.
+
+    Shared rates (K,) halve from each to the next, so most exponentials are squares of others, which are much cheaper.
+    The clamps keep numbers normal: denormal ones would make the products many times slower.
+    """
+    distance = (nodes - center[..., None])[:, None]
+    squared = distance**2
+    if rates.ndim > 1:
+        return (squared * rates.mT[..., None]).clamp_(min=-40).exp_(), distance
+    gaussian = squared.new_empty(len(center), len(rates), *squared.shape[2:])
+    for number in range(len(rates) - 1, -1, -1):
+        if (len(rates) - 1 - number) % 3 == 0:
+            torch.mul(squared[:, 0], rates[number], out=gaussian[:, number])
+            gaussian[:, number].clamp_(min=-20).exp_()
+        else:
+            torch.mul(gaussian[:, number + 1], gaussian[:, number + 1], out=gaussian[:, number])
+    return gaussian, distance
 
 
 def _field_by_tiles(
