@@ -34,7 +34,7 @@ from .shards import (
     write_shard,
     write_text,
 )
-from .sources import Split
+from .sources import SPLITS, Split
 from .workers import in_order, worker_pool
 
 if TYPE_CHECKING:
@@ -92,6 +92,11 @@ class SimulateSettings(Settings):
         return self.model_copy(update=instruments)
 
     @property
+    def ray_spacing_arcsec(self) -> float:
+        """Distance of neighbouring rays, of resolved settings."""
+        return instruments(self)[0].pixel_scale_arcsec / self.scene.supersampling
+
+    @property
     def total_count(self) -> int:
         """Samples of all splits together."""
         return self.counts.train + self.counts.val + self.counts.test
@@ -120,9 +125,8 @@ def assemble(settings: SimulateSettings, samples: list[dict[str, Any]]) -> Pairs
     truth = {name: np.stack([one["truth"][name] for one in samples]) for name in samples[0].get("truth", {})}
     bands = []
     for instrument in instruments(settings):
-        fine_scale = instruments(settings)[0].pixel_scale_arcsec / settings.scene.supersampling
-        kernel = psf_kernel(instrument.psf, fine_scale)
-        bands.append(Band(instrument.name, instrument.pixel_scale_arcsec, kernel, fine_scale))
+        kernel = psf_kernel(instrument.psf, settings.ray_spacing_arcsec)
+        bands.append(Band(instrument.name, instrument.pixel_scale_arcsec, kernel, settings.ray_spacing_arcsec))
     return Pairs(
         **stacked,
         hr_mask=np.ones(stacked["hr"].shape, bool),
@@ -140,8 +144,9 @@ def assemble(settings: SimulateSettings, samples: list[dict[str, Any]]) -> Pairs
 
 def _plan(folder: Path, settings: SimulateSettings) -> list[tuple[str, Path, range]]:
     """Every shard: its split, path and sample indices. Splits follow one another, so no scene is in two of them."""
-    shards, first = [], 0
-    for split in ("train", "val", "test"):
+    shards: list[tuple[str, Path, range]] = []
+    first = 0
+    for split in SPLITS:
         count = getattr(settings.counts, split)
         for number, start in enumerate(range(first, first + count, settings.shard_size)):
             stop = min(start + settings.shard_size, first + count)
@@ -231,7 +236,9 @@ def simulate_run(
     new = [(path, indices) for _, path, indices in plan if not _is_finished(path, indices)]
     gpu = device if device is not None and device.type != "cpu" and settings.engine == "torch" else None
     for instrument in instruments(settings):
-        psf_kernel(instrument.psf, instrument.pixel_scale_arcsec)  # a wrong PSF is known before workers start
+        psf_kernel(instrument.psf, settings.ray_spacing_arcsec)  # what is wrong is known before workers start
+    for index in range(max(3, len(settings.classes)) if new else 0):
+        draw_sample(settings, seed, index, SPLITS[index % 3])
     with (
         worker_pool(workers) as pool,
         progress_bar("simulate", sum(len(indices) for _, _, indices in plan)) as advance,

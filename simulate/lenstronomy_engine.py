@@ -94,6 +94,15 @@ def render_pair(
     return images[0], images[1]
 
 
+def _whole_pixels(kernel: np.ndarray, supersampling: int) -> np.ndarray:
+    """The kernel with zeros around it, so that it fills an odd number of pixels: lenstronomy fails on others where
+    `supersampling` is odd."""
+    if supersampling % 2 == 0:
+        return kernel
+    pixels = -(-len(kernel) // supersampling)
+    return np.pad(kernel, ((pixels + 1 - pixels % 2) * supersampling - len(kernel)) // 2)
+
+
 def image_model(scene: Scene, instrument: Instrument, size: int, supersampling: int) -> ImageModel:
     """lenstronomy's `ImageModel` of a scene through one instrument, `supersampling`² rays a pixel."""
     pixel = instrument.pixel_scale_arcsec
@@ -108,7 +117,7 @@ def image_model(scene: Scene, instrument: Instrument, size: int, supersampling: 
     )
     psf = PSF(
         psf_type="PIXEL",
-        kernel_point_source=psf_kernel(instrument.psf, pixel / supersampling),
+        kernel_point_source=_whole_pixels(psf_kernel(instrument.psf, pixel / supersampling), supersampling),
         point_source_supersampling_factor=supersampling,
         kernel_point_source_normalisation=True,
     )

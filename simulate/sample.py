@@ -68,7 +68,8 @@ def render_scenes(
         )
     else:
         batches = render_parts(settings, scenes, device, GPU_MEMORY_BYTES)
-    return [pair for hr, lr in batches for pair in zip(hr.cpu().numpy(), lr.cpu().numpy(), strict=True)]
+    with torch.inference_mode():
+        return [pair for hr, lr in batches for pair in zip(hr.cpu().numpy(), lr.cpu().numpy(), strict=True)]
 
 
 def observe_sample(

@@ -18,10 +18,10 @@ CONTEXT = SubstructureContext(GEOMETRY, 1.0, 3.0)
 SETTINGS = PyHaloSettings(mass_min_msun=1e8, host_mass_msun=2e13, sigma_sub_kpc2=0.1)
 
 
-def draw(seed: int) -> Substructure:
+def draw(seed: int, context: SubstructureContext = CONTEXT) -> Substructure:
     if find_spec("pyHalo") is None:
         pytest.skip("the optional package pyHalo is not installed")
-    return draw_pyhalo(SETTINGS, CONTEXT, np.random.default_rng([2, seed]))
+    return draw_pyhalo(SETTINGS, context, np.random.default_rng([2, seed]))
 
 
 def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,3 +91,10 @@ def test_mean_mass_is_compensated() -> None:
     error = np.std(radial) / 3
     assert abs(np.mean(radial)) < 3 * error
     assert np.mean(sheets) > 5 * error
+
+
+def test_lenses_right_behind_one_of_pyhalos_planes_are_drawn() -> None:
+    """Its planes are at 0.01, 0.03, ...; a lens at 0.493 is 0.003 behind one, and pyHalo takes that for nothing."""
+    close = SubstructureContext(LensGeometry(CosmologySettings(), 0.493, 1.5), 1.0, 3.0)
+    assert not draw(0, close).draw["two_halo_term"]
+    assert draw(0).draw["two_halo_term"]

@@ -43,6 +43,15 @@ def test_stored_scene_renders_to_the_same_image_in_lenstronomy(kind: str) -> Non
         assert stats.kstest(residual.ravel(), "norm").pvalue > 1e-3
 
 
+def test_reference_takes_kernels_of_any_size() -> None:
+    """Nine rays along a pixel: lenstronomy wants kernels that fill an odd number of pixels."""
+    scene = make_scene("none")
+    wide = LR.model_copy(update={"pixel_scale_arcsec": 0.15, "psf": PSFSettings(fwhm_arcsec=0.2333)})
+    reference = render_reference(scene, wide, 32, 9)
+    lr = render_pair(scene, HR, wide, 96, 3, 3)[1]
+    np.testing.assert_allclose(lr, reference, atol=1e-9 * reference.max())
+
+
 def test_supersampling_is_converged() -> None:
     """The default of four rays along a pixel is within 0.3 % (L2) of twelve, and closer than two rays are."""
     scene = make_scene("cdm")

@@ -35,6 +35,7 @@ class Sharplens:
     def prepare(self, scenes: list[Scene]) -> list[Scene]:
         return scenes
 
+    @torch.inference_mode()
     def render(self, prepared: list[Scene]) -> Pairs:
         hr, lr = render_batch(prepared, self.view, self.dtype, self.device, self.exact)
         hr_instrument, lr_instrument = self.task.hr_instrument, self.task.lr_instrument

@@ -75,6 +75,17 @@ def _load() -> Any:
         ) from None
 
 
+def _has_two_halo_term(geometry: LensGeometry) -> bool:
+    """Whether the plane that pyHalo takes for the lens's own has a thickness.
+
+    It rounds thicknesses to 0.01 in redshift; of a lens that close behind another plane it is 0, and so is the length
+    by which pyHalo divides to find the two-halo term.
+    """
+    planes: Any = import_module("pyHalo.utilities").generate_lens_plane_redshifts
+    redshifts, thicknesses = planes(geometry.z_lens, geometry.z_source)
+    return bool(thicknesses[np.abs(np.array(redshifts) - geometry.z_lens).argmin()] > 0)
+
+
 @contextmanager
 def _global_numpy_random(rng: np.random.Generator) -> Iterator[None]:
     """Seed numpy's global state, which pyHalo draws from, with `rng`; afterwards it is as it was."""
@@ -89,10 +100,10 @@ def _global_numpy_random(rng: np.random.Generator) -> Iterator[None]:
 def _realization(
     settings: PyHaloSettings, context: SubstructureContext, host_mass_msun: float, sigma_sub: float
 ) -> Any:
-    geometry, cosmology = context.geometry, context.geometry.cosmology
+    preset, geometry, cosmology = _load(), context.geometry, context.geometry.cosmology
     models = ["concentration_model", "truncation_model"]
     fresh = [f"kwargs_{model}_{kind}" for model in models for kind in ("subhalos", "fieldhalos")]
-    return _load()(
+    return preset(
         geometry.z_lens,
         geometry.z_source,
         sigma_sub=sigma_sub,
@@ -111,6 +122,7 @@ def _realization(
             "flat": True,
             "power_law": False,
         },
+        two_halo_contribution=_has_two_halo_term(geometry),
         kwargs_infall_model={},
         **{name: {} for name in fresh},  # pyHalo changes its default arguments
     )
@@ -201,7 +213,9 @@ def draw_pyhalo(settings: PyHaloSettings, context: SubstructureContext, rng: np.
         return planes
 
     sheets = expected("LINE_OF_SIGHT", field_halos)
-    at_lens = expected("SUBHALOS", subhalos) + expected("TWO_HALO_TERM", field_halos)
+    at_lens = expected("SUBHALOS", subhalos)
+    if two_halo_term := "TWO_HALO_TERM" in formed:
+        at_lens += expected("TWO_HALO_TERM", field_halos)
     kept = halos.tau > _STRIPPED
     lens_models: LensModels = [
         ("TNFW", {key: float(value) for key, value in kwargs[row].items()}) for row in np.flatnonzero(kept)
@@ -213,6 +227,7 @@ def draw_pyhalo(settings: PyHaloSettings, context: SubstructureContext, rng: np.
         draw={
             "sigma_sub_kpc2": sigma_sub,
             "host_mass_msun": host_mass_msun,
+            "two_halo_term": two_halo_term,
             "subhalo_mass_msun": halos.mass_msun[kept & is_subhalo].tolist(),
             "line_of_sight_halo_mass_msun": halos.mass_msun[kept & ~is_subhalo].tolist(),
         },

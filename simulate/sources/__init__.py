@@ -6,13 +6,14 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Discriminator, Tag
 
-from .base import Source, Split
+from .base import SPLITS, Source, Split
 from .clumpy import ClumpySettings, draw_clumpy
 from .galaxy import GalaxySettings, draw_galaxy
 from .sersic import SersicSettings, draw_sersic_source
 
 __all__ = [
     "SOURCES",
+    "SPLITS",
     "ClumpySettings",
     "GalaxySettings",
     "SersicSettings",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from ..instruments import NANOJANSKY_ZERO_POINT
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 LightModels = list[tuple[str, dict[str, Any]]]
 
 

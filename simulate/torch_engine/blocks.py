@@ -85,7 +85,7 @@ def sub_batches(scenes: Sequence[Scene], view: View, memory_bytes: int) -> Itera
     """Consecutive scenes, as many together as `memory_bytes` allow for all that is not a bounded temporary."""
     rays = view.hr_size * view.supersampling
     spacing = view.hr_instrument.pixel_scale_arcsec / view.supersampling
-    padded = padded_size((view.hr_instrument.psf, view.lr_instrument.psf), rays, spacing)
+    padded = max(padded_size(one.psf, rays, spacing) for one in (view.hr_instrument, view.lr_instrument))
     maps = 4 * max(MAPS_AT_ONCE * rays**2, SPECTRA_AT_ONCE * padded**2)
     gaussians = max(sum("GAUSSIAN" in name for name in scene.source_model_list) for scene in scenes)
     light = GAUSSIAN_LIGHT_BYTES * min(gaussians * rays**2, GAUSSIAN_LIGHT_ELEMENTS)  # scene by scene

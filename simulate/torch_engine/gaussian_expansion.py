@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NARROWEST_ARCSEC = 0.002
+NARROWEST_ARCSEC = 0.004
 """Standard deviation of the narrowest Gaussian: closer to a centre, the field is smoothed (by less than 1e-4")."""
 WIDTH_RATIO = 2**0.5
-"""Between the widths of neighbours, so that exponents double. Images of lenses with up to 4500 halos err by 2e-6 (L2)
+"""Between the widths of neighbours, so that exponents double. Images of lenses with up to 4500 halos err by 3e-6 (L2)
 with this, by 1e-5 with 1.5."""
 RADII_PER_GAUSSIAN = 1.7
 NODES_PER_WIDTH = 5.7

@@ -1,11 +1,11 @@
 """From surface brightness on the rays to an instrument's pixels: PSF and pixel, each exactly once.
 
-The surface brightness is a sum over rays (cells), convolved there with the PSF, which has no pixel response, and summed
-to pixels. Light from outside the frame does not come in, as in lenstronomy.
+The light on the rays (cells) is convolved there with the PSF, which has no pixel response, and summed to pixels. Light
+from outside the frame does not come in, as in lenstronomy. A PSF that is a product of a function of x and one of y (a
+Gaussian) takes two products with small matrices, which blur and sum at once; any other takes a Fourier transform.
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,9 +21,44 @@ def _kernel(psf: PSFSettings, spacing_arcsec: float) -> np.ndarray:
     return psf_kernel(psf, spacing_arcsec)
 
 
-def padded_size(psfs: Sequence[PSFSettings], rays: int, spacing_arcsec: float) -> int:
-    """Size of the periodic grid on which light that a PSF carries over one edge does not come in at the other."""
-    half = max(len(_kernel(psf, spacing_arcsec)) // 2 for psf in psfs)
+@lru_cache(maxsize=32)
+def blur_and_sum(
+    psf: PSFSettings, rays: int, spacing_arcsec: float, factor: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """(rays / factor, rays) matrix that blurs along an axis and sums `factor` rays; None if the PSF is no product."""
+    kernel = _kernel(psf, spacing_arcsec)
+    taps = kernel.sum(0)
+    if np.abs(np.outer(kernel.sum(1), taps) - kernel).max() > 1e-14 * kernel.max():
+        return None
+    half = len(taps) // 2
+    distance = np.arange(rays)[:, None] - np.arange(rays)
+    blur = np.where(np.abs(distance) <= half, taps[np.clip(distance + half, 0, len(taps) - 1)], 0.0)
+    return torch.from_numpy(blur.reshape(rays // factor, factor, rays).sum(1)).to(device, dtype)
+
+
+def observe(light: Tensor, psf: PSFSettings, spacing_arcsec: float, factor: int) -> Tensor:
+    """(B,rays/factor,rays/factor) flux in an instrument's pixels, from the flux (B,rays,rays) of each ray's cell."""
+    rays = light.shape[-1]
+    matrix = blur_and_sum(psf, rays, spacing_arcsec, factor, light.dtype, light.device)
+    if matrix is not None:
+        return matrix @ light @ matrix.mT
+    padded = padded_size(psf, rays, spacing_arcsec)
+    return observe_spectrum(torch.fft.rfft2(light, s=(padded, padded)), psf, rays, spacing_arcsec, factor, light.dtype)
+
+
+def observe_spectrum(
+    spectrum: Tensor, psf: PSFSettings, rays: int, spacing_arcsec: float, factor: int, dtype: torch.dtype
+) -> Tensor:
+    """As `observe`, from the Fourier transform (B,padded,padded//2+1) of the flux on a grid of `padded_size`."""
+    padded = spectrum.shape[-2]
+    transfer = transfer_function(psf, rays, spacing_arcsec, padded, dtype, spectrum.device)
+    seen = torch.fft.irfft2(spectrum * transfer, s=(padded, padded))
+    return bin_sum(seen[:, :rays, :rays], factor)
+
+
+def padded_size(psf: PSFSettings, rays: int, spacing_arcsec: float) -> int:
+    """Size of the periodic grid on which light that the PSF carries over one edge does not come in at the other."""
+    half = len(_kernel(psf, spacing_arcsec)) // 2
     return int(next_fast_len(rays + min(half, rays), real=True))
 
 
@@ -63,12 +98,3 @@ def point_spectrum(x_rays: Tensor, y_rays: Tensor, flux: Tensor, padded: int) ->
         along[:, padded // 2] = along[:, padded // 2].real.to(along.dtype)
         across[:, -1] = across[:, -1].real.to(across.dtype)
     return (along * flux[:, None]).mT @ across
-
-
-def observe(
-    spectrum: Tensor, psf: PSFSettings, rays: int, spacing_arcsec: float, padded: int, factor: int, dtype: torch.dtype
-) -> Tensor:
-    """(B,rays/factor,rays/factor) flux in an instrument's pixels, from the Fourier transform of flux on the rays."""
-    transfer = transfer_function(psf, rays, spacing_arcsec, padded, dtype, spectrum.device)
-    seen = torch.fft.irfft2(spectrum * transfer, s=(padded, padded))
-    return bin_sum(seen[:, :rays, :rays], factor)

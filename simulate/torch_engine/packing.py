@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -102,11 +103,14 @@ def pack_perturbers(scenes: Sequence[Scene]) -> list[Perturbers]:
     """The axisymmetric perturbers of the scenes, by profile. Raises `InputError` for a model that we do not have."""
     found: dict[str, tuple[list[int], list[Mapping[str, Any]]]] = {}
     for row, scene in enumerate(scenes):
-        for name, kwargs in zip(scene.lens_model_list, scene.kwargs_lens, strict=True):
+        for name in dict.fromkeys(scene.lens_model_list):
             if name not in MACRO_PROFILES:
                 owners, entries = found.setdefault(name, ([], []))
-                owners.append(row)
-                entries.append(kwargs)
+                own = [
+                    one for label, one in zip(scene.lens_model_list, scene.kwargs_lens, strict=True) if label == name
+                ]
+                owners += [row] * len(own)
+                entries += own
     packed = []
     for name, (owners, entries) in found.items():
         if name not in RADIAL_PROFILES:
@@ -114,9 +118,9 @@ def pack_perturbers(scenes: Sequence[Scene]) -> list[Perturbers]:
             raise InputError(f"lens model {name!r} is not in the torch engine ({known}); use --engine lenstronomy")
         parameters = (*RADIAL_PROFILES[name].parameters, "center_x", "center_y")
         try:  # thousands of halos: the fast way first
-            rows = list(map(itemgetter(*parameters), entries))
+            values = np.fromiter(chain.from_iterable(map(itemgetter(*parameters), entries)), float)
         except KeyError:
-            rows = [parameter_row(name, parameters, kwargs) for kwargs in entries]
-        table = np.array(rows, float)
+            values = np.array([parameter_row(name, parameters, kwargs) for kwargs in entries])
+        table = values.reshape(len(entries), len(parameters))
         packed.append(Perturbers(name, np.array(owners), table[:, -2:], table[:, :-2]))
     return packed

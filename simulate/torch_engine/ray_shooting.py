@@ -81,14 +81,17 @@ def _planes_field(scene: Scene, grid: RayGrid) -> tuple[Tensor, Tensor]:
 
 def macro_deflection(slots: Sequence[Slot], x: Tensor, y: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     """Deflection (B,rows,columns) along x and y by the smooth lens models, at x (1,1,columns), y (1,rows,1)."""
-    total_x = torch.zeros(batch, y.shape[1], x.shape[2], dtype=x.dtype, device=x.device)
-    total_y = torch.zeros_like(total_x)
+    parts: list[tuple[Tensor, Tensor]] = []
     for slot in slots:
         values = torch.as_tensor(slot.values, dtype=x.dtype, device=x.device)
         parameters = (column[:, None, None] for column in values.unbind(1))
-        part_x, part_y = MACRO_PROFILES[slot.name].deflection(x, y, *parameters)
-        total_x += part_x
-        total_y += part_y
+        parts.append(MACRO_PROFILES[slot.name].deflection(x, y, *parameters))
+    if not parts:
+        nothing = torch.zeros(batch, y.shape[1], x.shape[2], dtype=x.dtype, device=x.device)
+        return nothing, nothing.clone()
+    total_x, total_y = parts[0]
+    for part_x, part_y in parts[1:]:
+        total_x, total_y = total_x + part_x, total_y + part_y
     return total_x, total_y
 
 

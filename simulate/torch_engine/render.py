@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..instruments import Instrument
+from ..instruments import Instrument, PSFSettings
 from ..profiles.light import LIGHT_PROFILES, light_sum
 from ..scene import Scene
-from .imaging import observe, padded_size, point_spectrum
+from .imaging import observe, observe_spectrum, padded_size, point_spectrum
 from .packing import LightModels, Slot, light_slots, pack_macro
 from .ray_shooting import RayGrid, deflection_field, macro_deflection, perturber_field
 
@@ -41,17 +41,13 @@ def render_batch(
     `exact` sums the closed forms of all perturbers. Raises `InputError` for a model that this engine does not have.
     """
     grid = view.grid(dtype, device)
-    light = surface_brightness(scenes, grid, exact)
-    padded = padded_size((view.hr_instrument.psf, view.lr_instrument.psf), grid.rays, grid.spacing_arcsec)
-    spectrum = torch.fft.rfft2(light * grid.spacing_arcsec**2, s=(padded, padded))
+    light = surface_brightness(scenes, grid, exact) * grid.spacing_arcsec**2
+    sides = ((view.hr_instrument, view.supersampling), (view.lr_instrument, view.supersampling * view.scale))
+    hr, lr = (observe(light, instrument.psf, grid.spacing_arcsec, factor) for instrument, factor in sides)
     for row, scene in enumerate(scenes):
         if scene.kwargs_ps:
-            spectrum[row] += _points(scene, grid, padded)
-    sizes = ((view.hr_instrument, view.supersampling), (view.lr_instrument, view.supersampling * view.scale))
-    hr, lr = (
-        observe(spectrum, instrument.psf, grid.rays, grid.spacing_arcsec, padded, factor, dtype)
-        for instrument, factor in sizes
-    )
+            for images, (instrument, factor) in zip((hr, lr), sides, strict=True):
+                images[row] += _points(scene, grid, instrument.psf, factor)
     return hr, lr
 
 
@@ -136,8 +132,8 @@ class LightBatch:
                 total[row] += light_sum(x[row], y[row], names, kwargs)
 
 
-def _points(scene: Scene, grid: RayGrid, padded: int) -> Tensor:
-    """Fourier transform of the images of point sources that lie in the frame."""
+def _points(scene: Scene, grid: RayGrid, psf: PSFSettings, factor: int) -> Tensor:
+    """(rays/factor, rays/factor) flux of the images of point sources that lie in the frame."""
     if any(name != "LENSED_POSITION" for name in scene.point_source_model_list):
         raise InputError(f"point sources must be LENSED_POSITION, found {scene.point_source_model_list}")
     table = np.concatenate(
@@ -145,5 +141,6 @@ def _points(scene: Scene, grid: RayGrid, padded: int) -> Tensor:
     )
     inside = (np.abs(table[:2]) < grid.half_width_arcsec).all(0)
     x, y, flux = torch.as_tensor(table[:, inside], dtype=grid.dtype, device=grid.device)
-    middle = (grid.rays - 1) / 2
-    return point_spectrum(x / grid.spacing_arcsec + middle, y / grid.spacing_arcsec + middle, flux, padded)
+    middle, padded = (grid.rays - 1) / 2, padded_size(psf, grid.rays, grid.spacing_arcsec)
+    spectrum = point_spectrum(x / grid.spacing_arcsec + middle, y / grid.spacing_arcsec + middle, flux, padded)
+    return observe_spectrum(spectrum[None], psf, grid.rays, grid.spacing_arcsec, factor, grid.dtype)[0]
