@@ -171,7 +171,7 @@ def _claim_folder(folder: Path, origin: dict[str, str | int], resume: bool) -> N
             raise InputError(
                 f"{folder}: was not made by `pipeline simulate`, so --fresh does not empty it; move it away"
             )
-        for made in ("train", "val", "test"):
+        for made in SPLITS:
             if (folder / made).exists():
                 shutil.rmtree(folder / made)
         for made in (MANIFEST_NAME, "metrics.json", marker.name):
@@ -212,6 +212,14 @@ def _samples(
                 yield observe_sample(settings, index, scene, rng, pair)
 
 
+def _try_out(settings: SimulateSettings, seed: int) -> None:
+    """Draw a lens of each class and split, so that what is wrong is known before anything is written."""
+    for instrument in instruments(settings):
+        psf_kernel(instrument.psf, settings.ray_spacing_arcsec)
+    for index in range(max(len(SPLITS), len(settings.classes))):
+        draw_sample(settings, seed, index, SPLITS[index % len(SPLITS)])
+
+
 def simulate_run(
     run: Path,
     settings: SimulateSettings,
@@ -231,17 +239,15 @@ def simulate_run(
     settings = settings.resolve()
     folder = run / "data"
     origin = provenance(settings, seed)
+    if not (folder / MANIFEST_NAME).is_file():
+        _try_out(settings, seed)
     _claim_folder(folder, origin, resume)
     plan = _plan(folder, settings)
     new = [(path, indices) for _, path, indices in plan if not _is_finished(path, indices)]
     gpu = device if device is not None and device.type != "cpu" and settings.engine == "torch" else None
-    for instrument in instruments(settings):
-        psf_kernel(instrument.psf, settings.ray_spacing_arcsec)  # what is wrong is known before workers start
-    for index in range(max(3, len(settings.classes)) if new else 0):
-        draw_sample(settings, seed, index, SPLITS[index % 3])
     with (
         worker_pool(workers) as pool,
-        progress_bar("simulate", sum(len(indices) for _, _, indices in plan)) as advance,
+        progress_bar("simulate", sum(len(indices) for _, indices in new)) as advance,
     ):
         try:
             samples = _samples(pool, settings, seed, [one for _, indices in new for one in indices], gpu, 4 * workers)

@@ -123,6 +123,13 @@ def test_samples_rendered_in_batches_do_not_depend_on_which_are_wanted(finished:
         np.testing.assert_allclose(every[row]["hr"], stored.hr[row], atol=1e-5 * stored.hr[row].max())
 
 
+def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    wrong = SimulateSettings(classes=["wdm"], scene={"preset": "deeplensesim-model-1"}, hr_size=32)
+    with pytest.raises(InputError, match=r"change simulate\.classes, or leave out simulate\.scene\.preset"):
+        simulate_run(tmp_path, wrong, seed=5, resume=True, workers=1)
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_importing_simulate_is_light() -> None:
     code = (
         "import sys, simulate, simulate.generate, simulate.shards; print({'torch', 'lenstronomy'} & set(sys.modules))"
