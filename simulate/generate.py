@@ -171,9 +171,9 @@ def _claim_folder(folder: Path, origin: dict[str, str | int], resume: bool) -> N
             raise InputError(
                 f"{folder}: was not made by `pipeline simulate`, so --fresh does not empty it; move it away"
             )
-        for made in SPLITS:
-            if (folder / made).exists():
-                shutil.rmtree(folder / made)
+        for split in SPLITS:
+            if (folder / split).exists():
+                shutil.rmtree(folder / split)
         for made in (MANIFEST_NAME, "metrics.json", marker.name):
             (folder / made).unlink(missing_ok=True)
     identity = {"config_sha256": origin["config_sha256"], "seed": origin["seed"]}

@@ -152,8 +152,10 @@ def open_stream(
 
 
 def _draw(settings: SimulateSettings, seed: int, indices: range) -> list[Scene]:
+    from .torch_engine.packing import compact
+
     with _naming(seed, indices):
-        return [draw_sample(settings, seed, index, "train")[0] for index in indices]
+        return [compact(draw_sample(settings, seed, index, "train")[0]) for index in indices]
 
 
 def _simulate(settings: SimulateSettings, seed: int, indices: range) -> list[dict[str, np.ndarray]]:

@@ -193,9 +193,9 @@ def test_real_galaxies_of_a_stream_are_those_of_the_training_split(observed_imag
     cube = observed_images / "hst_galaxies" / "cosmos_acs_f814w.fits"
     source = {"kind": "galaxy", "path": cube, "fractions": {"train": 0.03, "val": 0.94, "test": 0.03}}
     settings = SimulateSettings(scene={"source": {**source, "least_galaxies": 1}}).resolve()
-    streamed = simulate.stream._draw(settings, 5, range(40, 44))
-    assert streamed == [draw_sample(settings, 5, index, "train")[0] for index in range(40, 44)]
-    assert streamed != [draw_sample(settings, 5, index, "test")[0] for index in range(40, 44)]
+    streamed = [scene.kwargs_source for scene in simulate.stream._draw(settings, 5, range(40, 44))]
+    assert streamed == [draw_sample(settings, 5, index, "train")[0].kwargs_source for index in range(40, 44)]
+    assert streamed != [draw_sample(settings, 5, index, "test")[0].kwargs_source for index in range(40, 44)]
 
 
 class CountingStream:

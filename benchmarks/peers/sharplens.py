@@ -8,6 +8,7 @@ import torch
 
 from simulate.instruments import draw_noise, noise_sigma_njy
 from simulate.scene import Scene
+from simulate.torch_engine.packing import compact
 from simulate.torch_engine.ray_shooting import deflection_field
 from simulate.torch_engine.render import View, render_batch
 
@@ -33,7 +34,8 @@ class Sharplens:
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def prepare(self, scenes: list[Scene]) -> list[Scene]:
-        return scenes
+        """For a GPU as worker processes send them."""
+        return scenes if self.device.type == "cpu" else [compact(scene) for scene in scenes]
 
     @torch.inference_mode()
     def render(self, prepared: list[Scene]) -> Pairs:

@@ -13,6 +13,7 @@ from ..instruments import Instrument, noise_correlation_kernel, noise_sigma_njy
 from ..sample import instruments
 from ..scene import Scene
 from .imaging import padded_size
+from .packing import perturber_count
 from .ray_shooting import RayGrid
 from .render import View, render_batch
 
@@ -91,7 +92,7 @@ def sub_batches(scenes: Sequence[Scene], view: View, memory_bytes: int) -> Itera
     light = GAUSSIAN_LIGHT_BYTES * min(gaussians * rays**2, GAUSSIAN_LIGHT_ELEMENTS)  # scene by scene
     first, widest = 0, 0
     for row, scene in enumerate(scenes):
-        own = maps + PERTURBER_BYTES * len(scene.lens_model_list)
+        own = maps + PERTURBER_BYTES * perturber_count(scene)
         if light + own > memory_bytes:
             raise InputError(
                 f"a memory budget of {2 * memory_bytes / 2**30:.3g} GiB is too small: half of it is for the maps of "

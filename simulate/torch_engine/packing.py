@@ -1,7 +1,7 @@
 """Scenes side by side: from lists of named models to arrays with one row a scene."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -99,28 +99,67 @@ def light_slots(models: Sequence[Sequence[tuple[str, Mapping[str, Any]]]]) -> tu
     return pack_slots(smooth, LIGHT_PARAMETERS, dict.fromkeys(LIGHT_PARAMETERS, ("amp",))), rest
 
 
+@dataclass(frozen=True)
+class CompactScene(Scene):
+    """A scene whose perturbers are arrays instead of models: quick to send to another process, and to render there."""
+
+    perturbers: list[Perturbers] = field(default_factory=list)
+
+
+def compact(scene: Scene) -> Scene:
+    """The same lens as a `CompactScene`, without its physical draw; one with several planes stays as it is."""
+    if scene.lens_redshift_list:
+        return scene
+    smooth = [row for row, name in enumerate(scene.lens_model_list) if name in MACRO_PROFILES]
+    values = {
+        **vars(scene),
+        "lens_model_list": [scene.lens_model_list[row] for row in smooth],
+        "kwargs_lens": [scene.kwargs_lens[row] for row in smooth],
+        "draw": {},
+    }
+    return CompactScene(**values, perturbers=pack_perturbers([scene]))
+
+
+def perturber_count(scene: Scene) -> int:
+    """How many perturbers (and smooth lens models) a scene has."""
+    packed = scene.perturbers if isinstance(scene, CompactScene) else []
+    return len(scene.lens_model_list) + sum(len(one.row) for one in packed)
+
+
 def pack_perturbers(scenes: Sequence[Scene]) -> list[Perturbers]:
     """The axisymmetric perturbers of the scenes, by profile. Raises `InputError` for a model that we do not have."""
-    found: dict[str, tuple[list[int], list[Mapping[str, Any]]]] = {}
+    parts: dict[str, list[Perturbers]] = {}
     for row, scene in enumerate(scenes):
-        for name in dict.fromkeys(scene.lens_model_list):
-            if name not in MACRO_PROFILES:
-                owners, entries = found.setdefault(name, ([], []))
-                own = [
-                    one for label, one in zip(scene.lens_model_list, scene.kwargs_lens, strict=True) if label == name
-                ]
-                owners += [row] * len(own)
-                entries += own
+        own = scene.perturbers if isinstance(scene, CompactScene) else _perturbers_of(scene)
+        for one in own:
+            placed = Perturbers(one.name, np.full(len(one.row), row), one.center, one.values)
+            parts.setdefault(one.name, []).append(placed)
+    return [
+        Perturbers(
+            name,
+            np.concatenate([one.row for one in found]),
+            np.concatenate([one.center for one in found]),
+            np.concatenate([one.values for one in found]),
+        )
+        for name, found in parts.items()
+    ]
+
+
+def _perturbers_of(scene: Scene) -> list[Perturbers]:
     packed = []
-    for name, (owners, entries) in found.items():
+    for name in dict.fromkeys(scene.lens_model_list):
+        if name in MACRO_PROFILES:
+            continue
         if name not in RADIAL_PROFILES:
             known = ", ".join([*MACRO_PROFILES, *RADIAL_PROFILES])
             raise InputError(f"lens model {name!r} is not in the torch engine ({known}); use --engine lenstronomy")
+        models = zip(scene.lens_model_list, scene.kwargs_lens, strict=True)
+        entries = [kwargs for label, kwargs in models if label == name]
         parameters = (*RADIAL_PROFILES[name].parameters, "center_x", "center_y")
         try:  # thousands of halos: the fast way first
             values = np.fromiter(chain.from_iterable(map(itemgetter(*parameters), entries)), float)
         except KeyError:
             values = np.array([parameter_row(name, parameters, kwargs) for kwargs in entries])
         table = values.reshape(len(entries), len(parameters))
-        packed.append(Perturbers(name, np.array(owners), table[:, -2:], table[:, :-2]))
+        packed.append(Perturbers(name, np.zeros(len(entries), int), table[:, -2:], table[:, :-2]))
     return packed
