@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from time import perf_counter
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from simulate.generate import SimulateSettings
 from simulate.sample import draw_sample
 from simulate.stream import open_stream
+from simulate.torch_engine.packing import compact, pack_macro, pack_perturbers
 
 
 def main() -> None:
@@ -41,9 +43,14 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print(f"{name}, torch {torch.__version__}, {arguments.workers} workers on {os.cpu_count()} cores")
     started, count = perf_counter(), 20
-    for index in range(count):
-        draw_sample(settings, 0, index, "train")
+    scenes = [draw_sample(settings, 0, index, "train")[0] for index in range(count)]
     print(f"drawing alone: {(perf_counter() - started) / count * 1e3:.2f} ms a scene and core")
+    sent = ForkingPickler.dumps([compact(scene) for scene in scenes])
+    started = perf_counter()
+    received = ForkingPickler.loads(sent)  # as worker processes send them
+    pack_macro(received)
+    pack_perturbers(received)
+    print(f"taking in and packing: {(perf_counter() - started) / count * 1e3:.3f} ms a scene")
     with open_stream(settings, 0, 0, arguments.block, device, arguments.workers, memory_bytes) as stream:
         blocks = stream.blocks()
         started = perf_counter()

@@ -64,7 +64,8 @@ def deflection_field(scenes: Sequence[Scene], grid: RayGrid, exact: bool = False
     """
     if any(scene.lens_redshift_list for scene in scenes):
         fields = [
-            _planes_field(one, grid) if one.lens_redshift_list else deflection_field([one], grid) for one in scenes
+            _planes_field(one, grid) if one.lens_redshift_list else deflection_field([one], grid, exact)
+            for one in scenes
         ]
         return torch.cat([one[0] for one in fields]), torch.cat([one[1] for one in fields])
     x, y = macro_deflection(pack_macro(scenes), *grid.xy, len(scenes))

@@ -54,12 +54,8 @@ def render_batch(
 def surface_brightness(scenes: Sequence[Scene], grid: RayGrid, exact: bool = False) -> Tensor:
     """(B,rays,rays) light of the lensed sources and the lenses, in nJy per square arcsecond."""
     if any(scene.lens_redshift_list for scene in scenes):  # their deflection comes in one piece
-        return torch.cat([_trace([one], grid, [], _planes_or_all(one, grid, exact)) for one in scenes])
+        return torch.cat([_trace([one], grid, [], torch.stack(deflection_field([one], grid, exact))) for one in scenes])
     return _trace(scenes, grid, pack_macro(scenes), perturber_field(scenes, grid, exact))
-
-
-def _planes_or_all(scene: Scene, grid: RayGrid, exact: bool) -> Tensor:
-    return torch.stack(deflection_field([scene], grid, exact))
 
 
 def _trace(scenes: Sequence[Scene], grid: RayGrid, macro: Sequence[Slot], field: Tensor | None) -> Tensor:
