@@ -3,7 +3,7 @@
     python -m benchmarks.observed_noise runs/observed
 
 Prints, over all images of RUN/pairs, the 10th, 50th and 90th percentile of the robust scatter in the outermost tenth of
-the LR image over the median of its noise map there: 1 if the map is right, more if the HR noise was correlated.
+the LR image over the median of its noise map there: 1 if the map is right, more where there is light in it too.
 """
 
 import sys

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.signal import fftconvolve
 
+from .noise import correlated_growth, noise_correlation_length
 from .psf import Psf, frequencies, matching_kernel, optics_transfer, sampled_psf
 from .resampling import blur_and_bin, overlap_matrix, real_pixels, rebin
 
@@ -67,7 +69,9 @@ def degrade(
     """Resample `image` (H,W) to HR pixels about its centre, blur, bin, crop both to `hr_size` and add noise to LR.
 
     Flux is conserved: an LR pixel is the sum of the blurred HR pixels that it covers. The background noise of LR is
-    `noise_sigma`, or `noise_factor` times what independent HR noise adds up to; what HR noise already gives is counted.
+    `noise_sigma`, or `noise_factor` times what HR noise adds up to; what HR noise already gives is counted. The noise
+    of neighbouring pixels of a drizzled image is correlated and adds up to more than `noise` says: how far it is
+    correlated is measured on the sky of the binned image.
     Sky around the crop is blurred with it where the image has it; beyond, the image is mirrored, and pixels that are
     not real count as empty.
     """
@@ -92,8 +96,12 @@ def degrade(
     variance = rebin(noise**2, rows**2, columns**2)
     background = float(np.median(variance[mask])) if mask.any() else 0.0
     variance = np.where(mask, variance, background)
+    length = noise_correlation_length(hr, mask, background, scale, ratio)
     lr = blur_and_bin(hr, blur.kernel, scale)
+    block = np.ones((scale, scale))
     inherited = blur_and_bin(variance, blur.kernel, scale, power=2)
+    inherited *= correlated_growth(fftconvolve(blur.kernel, block), ratio, length)
+    background *= correlated_growth(block, ratio, length)
     crop = tuple(slice(margin, margin + hr_size) for margin in margins)
     small = tuple(slice(margin // scale, (margin + hr_size) // scale) for margin in margins)
     lr, inherited = lr[small], np.clip(inherited[small], 0, None)
