@@ -1,14 +1,15 @@
 """The command line: parses, loads one configuration, calls one function a stage, says where the results are.
 
-Exit codes: 0 done, 1 failed while working, 2 the input is wrong.
+Exit codes: 0 done, 1 failed while working, 2 the input is wrong, 3 stopped by `--minutes` with work left.
 """
 
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +41,12 @@ Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Go on from finis
 Workers = Annotated[int, typer.Option(min=0, help="Processes that simulate; 0: one a CPU core.")]
 
 DEFAULT_OUT = Path("runs/quickstart")
+
+
+@app.callback()
+def _alone(context: typer.Context) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
+        raise InputError(f"torchrun: `train` works in several processes, `{context.invoked_subcommand}` in one")
 
 
 def _load(config: Path | None, out: Path, overrides: list[str] | None, seed: int | None) -> "RunConfig":
@@ -80,11 +87,20 @@ def _pairs(run: Path, settings: "RunConfig", resume: bool) -> None:
     _stage("pairs", run / "pairs", settings, pairs_run, settings.pairs, settings.seed, resume)
 
 
-def _train(run: Path, settings: "RunConfig", device: "torch.device", resume: bool, workers: int) -> None:
+def _train(
+    run: Path, settings: "RunConfig", device: "torch.device", resume: bool, workers: int, minutes: float | None = None
+) -> None:
+    from sr.processes import joined_processes, process_rank
     from sr.training import train_run
 
-    processes = workers or os.cpu_count() or 1
-    _stage("train", run / "train", settings, train_run, settings.train, settings.seed, device, resume, processes)
+    deadline = inf if minutes is None else monotonic() + 60 * minutes
+    with joined_processes(device) as own_device:
+        simulating = workers or os.cpu_count() or 1
+        work = (settings.train, settings.seed, own_device, resume, simulating, deadline)
+        if process_rank() == 0:
+            _stage("train", run / "train", settings, train_run, *work)
+        else:
+            train_run(run, *work)
 
 
 def _transfer(run: Path, settings: "RunConfig", device: "torch.device", resume: bool) -> None:
@@ -150,9 +166,18 @@ def train(
     device: Device = "auto",
     resume: Resume = True,
     workers: Workers = 0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after so long, with exit code 3; the same command goes on.")
+    ] = None,
 ) -> None:
-    """Train super-resolution networks on the simulated pairs."""
-    _train(out, _load(config, out, overrides, seed), _device(device), resume, workers)
+    """Train super-resolution networks on the simulated pairs; in several processes if started by torchrun."""
+    from sr.trainer import OutOfTimeError
+
+    try:
+        _train(out, _load(config, out, overrides, seed), _device(device), resume, workers, minutes)
+    except OutOfTimeError as error:
+        typer.echo(f"train: {error}; the same command goes on from there", err=True)
+        raise typer.Exit(3) from None
 
 
 @app.command()
@@ -228,31 +253,57 @@ def run(
 def super_resolve(
     source: Annotated[Path, typer.Argument(help="FITS image to super-resolve.", metavar="IN.fits")],
     target: Annotated[Path, typer.Argument(help="FITS image to write.", metavar="OUT.fits")],
-    model: Annotated[Path, typer.Option(help="Folder of a trained model (RUN/train/NAME or RUN/transfer/NAME).")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of a trained model (RUN/train/NAME, RUN/transfer/NAME) or name of a shipped one. "
+            "Default: the shipped one for the image's instrument and pixel scale."
+        ),
+    ] = None,
+    scale: Annotated[int | None, typer.Option(help="How many times to enlarge, where models differ in it.")] = None,
     hdu: Annotated[str | None, typer.Option(help="Name or number of the image HDU. Default: the first image.")] = None,
     device: Device = "auto",
+    self_ensemble: Annotated[
+        bool, typer.Option("--self-ensemble", help="Mean over the 8 symmetries of the square: 8 times slower.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on with an image that the model was not trained for.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT.fits if it exists.")] = False,
 ) -> None:
     """Super-resolve a FITS image of any size, keeping its header and sky coordinates."""
     from sr.super_resolve import super_resolve_fits
 
-    done = super_resolve_fits(source, target, model, _device(device), hdu=hdu, overwrite=overwrite)
+    done = super_resolve_fits(
+        source,
+        target,
+        model,
+        _device(device),
+        hdu=hdu,
+        overwrite=overwrite,
+        force=force,
+        scale=scale,
+        self_ensemble=self_ensemble,
+    )
     for note in done["notes"]:
         typer.echo(f"note: {note}", err=True)
-    typer.echo(f"super-resolve: {target}")
+    typer.echo(f"super-resolve: {target} (x{done['scale']}, model {done['model']})")
 
 
 @app.command()
 def models() -> None:
-    """List the networks: name, sizes, parameters (x2, one channel), paper."""
+    """List the networks: name, size, parameters (one channel) at x2 and x4, paper."""
+    import torch
+
     from sr.models import ARCHITECTURES, build_network, parameter_count
 
+    line = "{:20}{:10}{:>14}{:>14}  {}".format
+    typer.echo(line("network", "size", "parameters x2", "x4", "paper"))
     for name, architecture in ARCHITECTURES.items():
-        counts = ", ".join(
-            f"{size} {parameter_count(build_network(name, settings, 2)):,}"
-            for size, settings in architecture.sizes.items()
-        )
-        typer.echo(f"{name:10} {counts:40} {architecture.paper}")
+        for size, settings in architecture.sizes.items():
+            with torch.device("meta"):  # layers without memory
+                counts = [parameter_count(build_network(name, settings, scale)) for scale in (2, 4)]
+            typer.echo(line(name, size, *(f"{count:,}" for count in counts), architecture.paper))
 
 
 @app.command()

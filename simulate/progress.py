@@ -15,8 +15,11 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show a bar while the block runs. Yields `advance(steps=1, note="")`; `note` appears after the description."""
+def progress_bar(description: str, total: int, visible: bool = True) -> Iterator[Callable[..., None]]:
+    """Show a bar while the block runs, if `visible`.
+
+    Yields `advance(steps=1, note="")`; `note` appears after the description.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -24,7 +27,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
         _RateColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not visible) as progress:
         task = progress.add_task(description, total=total)
 
         def advance(steps: int = 1, note: str = "") -> None:

@@ -17,7 +17,7 @@ from .classify import ClassifySettings
 from .evaluate import EvaluateSettings
 from .models import resolve_settings
 from .observed import PairsSettings
-from .training import TrainSettings
+from .plan import TrainSettings
 from .transfer import TransferSettings
 
 CONFIG_NAME = "config.yaml"

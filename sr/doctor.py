@@ -38,6 +38,16 @@ def find_shadows(home: Path) -> list[str]:
     return shadows
 
 
+def _shipped_models() -> Check:
+    from .shipped import describe_shipped, shipped_models
+
+    try:
+        models = [f"{name} ({describe_shipped(config)})" for name, config in shipped_models().items()]
+    except Exception as error:  # a model is damaged, or a package is broken
+        return Check(False, f"shipped models: {error}")
+    return Check(True, f"shipped models: {', '.join(models) or 'none; super-resolve needs --model'}")
+
+
 def examine() -> list[Check]:
     """Check Python, the packages, shadowing, the shipped configurations and the devices."""
     home = Path(__file__).resolve().parent.parent
@@ -62,7 +72,7 @@ def examine() -> list[Check]:
         import torch
 
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU-only build"
-        checks.append(Check(True, f"torch is {build}"))
+        checks += [Check(True, f"torch is {build}"), _shipped_models()]
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         checks.append(Check(True, f"CUDA devices: {', '.join(names) or 'none; everything runs on the CPU'}"))
     return checks

@@ -50,6 +50,17 @@ def ssim(
     prediction, truth, mask = _prepare(prediction, truth, mask)
     if min(truth.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} pixels, found {tuple(truth.shape[-2:])}")
+    similarity, centres = ssim_map(prediction, truth, mask, data_range)
+    return (similarity * centres).sum((1, 2, 3)) / centres.sum((1, 2, 3))
+
+
+def ssim_map(
+    prediction: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, data_range: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The similarity in each window of `ssim`, and 1 where its central pixel is real, else 0: (N,1,H-10,W-10) both.
+
+    For images that are zero where they are not real, with the mask as 1 and 0 in their precision. Differentiable.
+    """
     moments = (prediction, truth, prediction**2, truth**2, prediction * truth)
     weight = _smooth(mask).clamp(min=torch.finfo(mask.dtype).tiny)  # zero only around pixels that are not real
     mean_p, mean_t, square_p, square_t, product = (_smooth(moment) / weight for moment in moments)
@@ -57,10 +68,9 @@ def ssim(
     variances = square_p - mean_p**2 + square_t - mean_t**2
     covariance = product - mean_p * mean_t
     similarity = (2 * mean_p * mean_t + c1) * (2 * covariance + c2)
-    similarity /= (mean_p**2 + mean_t**2 + c1) * (variances + c2)
     margin = SSIM_WINDOW // 2
     centres = mask[..., margin:-margin, margin:-margin]
-    return (similarity * centres).sum((1, 2, 3)) / centres.sum((1, 2, 3))
+    return similarity / ((mean_p**2 + mean_t**2 + c1) * (variances + c2)), centres
 
 
 def flux_error(prediction: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

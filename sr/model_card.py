@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from simulate.shards import write_text
 
+from .domain import BACKGROUND_SIGMAS, PIXEL_SCALE_TOLERANCE
 from .models import find_architecture, parameter_count
 
 if TYPE_CHECKING:
-    from .trained_model import TrainedModel
+    from .trained_model import ModelConfig, TrainedModel
 
 CARD_NAME = "README.md"
 
@@ -21,6 +22,11 @@ def write_card(folder: Path, model: TrainedModel, scores: dict[str, Any] | None)
     architecture = find_architecture(config.architecture)
     settings = ", ".join(f"{key} {value}" for key, value in config.settings.items()) or "none"
     training = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in config.training.items())
+    seen = ""
+    if config.training_range is not None:
+        low, high = config.training_range.peak_signal_to_noise
+        seen = f', brightest pixels of {low:.3g} to {high:.3g} sigma (98 % of the training images), \
+an LR PSF of {config.training_range.lr_fwhm_arcsec:.3g}" FWHM'
     text = f"""# {model.name}: {config.architecture}, ×{config.scale} super-resolution
 
 - architecture: {config.architecture} ({architecture.paper}); settings: {settings}
@@ -30,7 +36,7 @@ def write_card(folder: Path, model: TrainedModel, scores: dict[str, Any] | None)
 - unit: flux per pixel in {config.unit or "the input's unit"}, in and out
 - normalisation: LR / a, with a = {config.normalisation_factor:.6g} × the median of the image's 1-σ noise map; \
 output × a / {config.scale**2}
-- trained towards: `{config.target}` of the data whose manifest has SHA-256 `{config.data_sha256}`
+- {_describe_data(config)}
 
 ## Measured scores
 {_score_table(scores)}
@@ -42,11 +48,26 @@ output × a / {config.scale**2}
     pipeline super-resolve IN.fits OUT.fits --model {folder.name}
 
 ## Limits
-Learned from the data above: images of other instruments, pixel scales, noise levels or kinds of objects are outside of
-what it has seen, and detail it adds is what such data made likely, not a measurement. Whether it helps to tell kinds
-of dark matter apart is a question for `pipeline classify-check`, not for the scores above.
+What it saw: {config.lr_instrument}, {config.lr_pixel_scale_arcsec:g}" pixels{seen}.
+`pipeline super-resolve` refuses images of another instrument, of another pixel scale (by more than \
+{PIXEL_SCALE_TOLERANCE:.0%})
+or with a background of more than {BACKGROUND_SIGMAS:g} sigma, unless it is told to `--force`. It notes a peak outside
+of what the model saw; other kinds of objects and other PSFs it does not notice. Detail the model adds is what such data
+made likely, not a measurement. Whether it helps to tell kinds of dark matter apart is a question for
+`pipeline classify-check`, not for the scores above.
 """
     write_text(folder / CARD_NAME, text)
+
+
+def _describe_data(config: ModelConfig) -> str:
+    """Where the model comes from: stored data, lenses simulated while it was trained, or no data at all."""
+    if config.data_sha256 is None:
+        return "not trained"
+    stored = f"data whose manifest has SHA-256 `{config.data_sha256}`"
+    target = f"trained towards: `{config.target}`"
+    if config.training.get("data") == "on-the-fly":
+        return f"{target} of lenses simulated on the fly; normalised and validated on the {stored}"
+    return f"{target} of the {stored}"
 
 
 def _score_table(scores: dict[str, Any] | None) -> str:

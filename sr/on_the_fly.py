@@ -67,6 +67,7 @@ class SamplePool:
             lr=torch.empty(count, 1, lr_size, lr_size, device=self.device),
             hr=torch.empty(count, 1, hr_size, hr_size, device=self.device),
             mask=torch.ones(1, dtype=torch.bool, device=self.device).expand(count, 1, hr_size, hr_size),
+            noise=torch.empty(count, 1, lr_size, lr_size, device=self.device),
             index=torch.empty(count, dtype=torch.int64),
         )
 
@@ -91,6 +92,7 @@ class SamplePool:
         rows = slice(place * size, (place + 1) * size)
         amplitude = self._normalisation.amplitude(block.images["lr_noise"])
         self._samples.lr[rows] = self._normalisation.to_network_lr(block.images["lr"], amplitude)
+        self._samples.noise[rows] = self._normalisation.to_network_lr(block.images["lr_noise"], amplitude)
         self._samples.hr[rows] = self._normalisation.to_network_hr(block.images[self._target], amplitude)
         index = self._samples.index.clone()  # steps that are not yet reported on keep theirs
         index[rows] = torch.tensor(block.index)
@@ -98,13 +100,19 @@ class SamplePool:
         self._next += 1
 
 
-def stored_simulation(folder: Path) -> tuple[SimulateSettings, int]:
-    """Settings and seed that a data set was simulated with. Raises `InputError` if it was not, or otherwise than now.
+NEEDED = (
+    "train.data: on-the-fly goes on with a simulation, so it needs data of `pipeline simulate` of this version: "
+    "simulate again, or train with data: stored"
+)
+
+
+def stored_simulation(folder: Path, hint: str = NEEDED) -> tuple[SimulateSettings, int]:
+    """Settings and seed that a data set was simulated with. Raises `InputError` if it was not, or otherwise than now;
+    `hint` says what they are needed for.
 
     A stream of the same settings and seed that begins after its last sample gives new lenses of the same kind.
     """
     manifest, where = read_manifest(folder), f"{folder / MANIFEST_NAME}: "
-    hint = "train.data: on-the-fly goes on with a simulation, so it needs data of `pipeline simulate`"
     known = isinstance(manifest.get("config"), str) and isinstance(manifest.get("seed"), int)
     if manifest.get("kind") != "simulated" or not known:
         raise InputError(f"{where}no configuration of a simulation here (kind {manifest.get('kind')!r}); {hint}")
@@ -114,7 +122,7 @@ def stored_simulation(folder: Path) -> tuple[SimulateSettings, int]:
     except yaml.YAMLError as error:
         raise InputError(f"{where}key 'config': not valid YAML: {error}; {hint}") from None
     except InputError as error:
-        raise InputError(f"{error}; {hint} of this version: simulate again, or train with data: stored") from None
+        raise InputError(f"{error}; {hint}") from None
     for instrument in instruments(settings):
         psf_kernel(instrument.psf, instrument.pixel_scale_arcsec)  # a PSF that is gone is known before all else
     return settings, manifest["seed"]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from astropy.io import fits
-from astropy.stats import sigma_clipped_stats
 from astropy.utils.exceptions import AstropyWarning
 from scipy.ndimage import distance_transform_edt
 
@@ -17,8 +16,10 @@ from simulate.errors import InputError
 from simulate.provenance import package_versions
 from simulate.shards import file_sha256, write_atomically
 
-from .observed.fits_images import pixel_scale_arcsec, read_image
+from .domain import objections, observe, remarks
+from .observed.fits_images import read_image
 from .observed.noise import MAP_NAMES, noise_map
+from .shipped import choose_model, find_model
 from .tiles import MARGIN, MINIMUM_TILE, super_resolve_image
 from .trained_model import WEIGHTS_NAME, TrainedModel, load_model
 from .upsampled_header import is_surface_brightness, upsampled_header
@@ -27,19 +28,26 @@ from .upsampled_header import is_surface_brightness, upsampled_header
 def super_resolve_fits(
     source: Path,
     target: Path,
-    model_folder: Path,
+    model_name: Path | str | None,
     device: torch.device,
     hdu: str | int | None = None,
     tile_size: int = 128,
     overwrite: bool = False,
+    force: bool = False,
+    scale: int | None = None,
+    self_ensemble: bool = False,
 ) -> dict[str, Any]:
     """Super-resolve one 2-D image of `source` and write it to `target`; returns what was done.
+
+    `model_name` is a model's folder or the name of a shipped one; None chooses the shipped one that fits the image (and
+    enlarges `scale` times). An image outside of what the model was trained for (pixel scale, instrument, background) is
+    refused, unless `force`: then the result's HISTORY says so. `self_ensemble` takes the mean over the 8 symmetries.
 
     `hdu` is a name or number; without it `SCI`, or else the first image that is no PSF or noise map. Pixels that are
     not finite are filled with the nearest finite one for the network and are NaN again in the result. Flux is
     conserved: an HR pixel holds surface brightness / scale², in the input's BUNIT (a BUNIT per solid angle is
     surface brightness itself and is not divided). Other HDUs are not copied. Raises `InputError` that names file and
-    HDU if the image cannot be used, and if `target` exists and `overwrite` is not set.
+    HDU if the image cannot be used, if no model fits, and if `target` exists and `overwrite` is not set.
     """
     if tile_size < MINIMUM_TILE:
         raise InputError(f"tile_size: expected at least {MINIMUM_TILE} LR pixels, found {tile_size}")
@@ -48,19 +56,33 @@ def super_resolve_fits(
     if target.resolve() == source.resolve():
         raise InputError(f"{target}: is the input; choose another name for the result")
     image, header, where = _read_plane(source, hdu)
-    maps = _read_maps(source, header, image.shape)
-    model = load_model(model_folder, device)
-    if model.config.channels != 1:
-        raise InputError(f"{model_folder}: the model has {model.config.channels} channels, expected 1")
-    scale = model.config.scale
-    sr_header = upsampled_header(header, scale, where)
-
+    maps, description = _read_maps(source, header, image.shape)
     real = np.isfinite(image)
     filled = fill_nearest(image, real)
     # Exact zeros are not sky: mosaics hold them where no exposure was.
-    noise, _, noise_source = noise_map(filled, real & (filled != 0), header, maps, where)
+    exposed = real & (filled != 0)
+    noise, _, noise_source = noise_map(filled, exposed, header, maps, where)
     noise_sigma = float(np.median(noise[real]))
-    result = super_resolve_image(model, filled.astype(np.float32), noise_sigma, device, tile_size)
+
+    found = observe(filled, exposed if exposed.any() else real, noise_sigma, header, description)
+    folder = find_model(model_name) if model_name is not None else choose_model(found, where, scale)
+    model = load_model(folder, device)
+    if scale not in (None, model.config.scale) or model.config.channels != 1:
+        expected, channels = scale or model.config.scale, model.config.channels
+        raise InputError(
+            f"{folder}: expected a model of 1 channel that enlarges {expected} times (--scale), "
+            f"found {channels} channels and {model.config.scale} times; give another --model"
+        )
+    scale = model.config.scale
+    sr_header = upsampled_header(header, scale, where)
+    reasons = objections(model.config, found)
+    if reasons and not force:
+        raise InputError(
+            f"{where}: not what model {model.name} was trained for: {'; '.join(reasons)}; "
+            "give another --model, or --force it and trust no detail"
+        )
+    flux = filled.astype(np.float32)
+    result = super_resolve_image(model, flux, noise_sigma, device, tile_size, self_ensemble)
     if is_surface_brightness(header):
         result *= scale**2
     result[np.kron(~real, np.ones((scale, scale), bool))] = np.nan
@@ -71,12 +93,13 @@ def super_resolve_fits(
         "input_shape": image.shape,
         "output_shape": result.shape,
         "scale": scale,
+        "model": str(folder),
         "noise_sigma": noise_sigma,
         "noise_source": noise_source,
         "pixels_not_finite": int((~real).sum()),
-        "notes": _notes(model, header, filled[real], noise_sigma),
+        "notes": [f"forced: {reason}" for reason in reasons] + remarks(model.config, found),
     }
-    for line in _history(model, model_folder, done, header, tile_size):
+    for line in _history(model, folder, done, header, tile_size, self_ensemble):
         for card in textwrap.wrap(line.encode("ascii", "replace").decode(), width=72):
             sr_header.add_history(card)
     write_atomically(target, lambda path: _write(path, result, sr_header, compress=target.suffix == ".gz"))
@@ -104,10 +127,11 @@ def _read_plane(source: Path, hdu: str | int | None) -> tuple[np.ndarray, fits.H
     return image, header, where
 
 
-def _read_maps(source: Path, header: fits.Header, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+def _read_maps(source: Path, header: fits.Header, shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray], fits.Header]:
     """The noise and weight maps that belong to the image: RMS to SCI or PRIMARY, VIS_RMS to VIS_FLUX.
 
-    Also completes `header` with the primary one's keywords where it asks for them (INHERIT).
+    Also completes `header` with the primary one's keywords where it asks for them (INHERIT), and returns one that has
+    them in any case: JWST writes there alone what telescope it is.
     """
     prefix, version = str(header.get("EXTNAME", "")).upper().rpartition("_")[0], header.get("EXTVER", 1)
     maps = {}
@@ -117,6 +141,8 @@ def _read_maps(source: Path, header: fits.Header, shape: tuple[int, ...]) -> dic
             with fits.open(source, memmap=False) as file:
                 if header.get("INHERIT") is True:
                     header.extend(file[0].header, unique=True)
+                description = header.copy()
+                description.extend(file[0].header, unique=True)
                 for one in file:
                     before, _, name = one.name.rpartition("_")
                     belongs = one.is_image and name in MAP_NAMES and (before, one.ver) == (prefix, version)
@@ -124,26 +150,16 @@ def _read_maps(source: Path, header: fits.Header, shape: tuple[int, ...]) -> dic
                         maps[name] = one.data.astype("f8")
         except (OSError, TypeError, ValueError, EOFError) as error:
             raise InputError(f"{source}: its noise or weight map cannot be read: {error}") from None
-    return maps
-
-
-def _notes(model: TrainedModel, header: fits.Header, values: np.ndarray, noise_sigma: float) -> list[str]:
-    """What the user should know before trusting the result."""
-    notes = []
-    expected, found = model.config.lr_pixel_scale_arcsec, pixel_scale_arcsec(header, {})
-    if found is None:
-        notes.append(f'the pixel scale is not in the header; the model expects {expected:.4g}"')
-    elif abs(found / expected - 1) > 0.05:
-        notes.append(f'the pixels are {found:.4g}", the model was trained on {expected:.4g}": do not trust details')
-    background = float(sigma_clipped_stats(values)[1])
-    if abs(background) > 5 * noise_sigma:
-        sigmas = background / noise_sigma
-        notes.append(f"the background is {background:.4g} ({sigmas:.3g} sigma); if it is sky, subtract it first")
-    return notes
+    return maps, description
 
 
 def _history(
-    model: TrainedModel, model_folder: Path, done: dict[str, Any], header: fits.Header, tile_size: int
+    model: TrainedModel,
+    model_folder: Path,
+    done: dict[str, Any],
+    header: fits.Header,
+    tile_size: int,
+    self_ensemble: bool,
 ) -> list[str]:
     config, scale = model.config, done["scale"]
     division = "surface brightness" if is_surface_brightness(header) else f"flux per pixel, sums over {scale}x{scale}"
@@ -156,6 +172,7 @@ def _history(
         f"{done['noise_source']}: median 1 sigma {done['noise_sigma']:.6g} per input pixel",
         f"{done['pixels_not_finite']} input pixels not finite: filled from the nearest for the network, NaN here",
         f"tiles of {tile_size} input pixels, margin {MARGIN}",
+        *(["mean over the 8 symmetries of the square (self-ensemble)"] if self_ensemble else []),
         "WCS, SIP, LTV/LTM and pixel sizes scaled; detector sections and noise keywords are the input's",
         *(f"note: {note}" for note in done["notes"]),
     ]

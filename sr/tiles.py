@@ -40,7 +40,12 @@ def tile_weights(size: int, tile: int, scale: int) -> np.ndarray:
 
 
 def super_resolve_image(
-    model: TrainedModel, image: np.ndarray, noise_sigma: float, device: torch.device, tile_size: int
+    model: TrainedModel,
+    image: np.ndarray,
+    noise_sigma: float,
+    device: torch.device,
+    tile_size: int,
+    self_ensemble: bool = False,
 ) -> np.ndarray:
     """One image (h,w) of flux -> (scale*h, scale*w) f4, in tiles of at most `tile_size` LR pixels a side.
 
@@ -57,7 +62,8 @@ def super_resolve_image(
     with progress_bar("super-resolve", len(rows)) as advance:
         for row, row_weight in zip(rows, row_weights, strict=True):
             tiles = np.stack([image[None, row : row + tile_height, left : left + tile_width] for left in columns])
-            outputs = model.super_resolve(tiles, np.full_like(tiles, noise_sigma), device)
+            noise = np.full_like(tiles, noise_sigma)
+            outputs = model.super_resolve(tiles, noise, device, self_ensemble=self_ensemble)
             band = result[scale * row : scale * (row + tile_height)]
             for left, column_weight, output in zip(columns, column_weights, outputs[:, 0], strict=True):
                 band[:, scale * left : scale * (left + tile_width)] += row_weight[:, None] * column_weight * output

@@ -1,6 +1,7 @@
 """A trained model and its folder: weights, configuration and a card with measured scores. No pickle."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,15 +11,17 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from simulate.errors import InputError
 from simulate.settings import Settings, parse_settings
 from simulate.shards import Pairs, write_atomically, write_json
 
+from .domain import SeenRange
 from .model_card import write_card
 from .models import build_network, find_architecture, resolve_settings
 from .normalisation import Normalisation, as_tensor
+from .self_ensemble import mean_over_symmetries
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -44,6 +47,8 @@ class ModelConfig(Settings):
     training: dict[str, Any] = Field(
         default_factory=dict
     )  # what was done: steps, rates, seed, which weights were kept, ...
+    training_range: SeenRange | None = None  # `sr.domain.seen_range` of the training data
+    scores: dict[str, Any] = Field(default_factory=dict)  # what `save_model` was given
 
     @property
     def normalisation(self) -> Normalisation:
@@ -64,31 +69,87 @@ class TrainedModel:
     config: ModelConfig
 
     def super_resolve(
-        self, lr: np.ndarray, lr_noise: np.ndarray, device: torch.device, batch_size: int = 16
+        self,
+        lr: np.ndarray,
+        lr_noise: np.ndarray,
+        device: torch.device,
+        batch_size: int = 16,
+        self_ensemble: bool = False,
     ) -> np.ndarray:
         """(N,1,h,w) flux and 1-sigma noise per LR pixel -> (N,1,H,W) float32 flux per HR pixel.
 
+        With `self_ensemble`, the mean over the 8 symmetries of the square.
         Raises `ValueError` that names the sample if an image is not finite or its noise has no positive median.
         """
+        network, normalisation, scale = self.network.to(device).eval(), self.config.normalisation, self.config.scale
+        height, width = lr.shape[-2:]
+        result = np.empty((len(lr), self.config.channels, height * scale, width * scale), np.float32)
+        for rows, network_lr, amplitude in self._network_inputs(lr, lr_noise, device, batch_size):
+            with torch.inference_mode():
+                output = mean_over_symmetries(network, network_lr) if self_ensemble else network(network_lr)
+                result[rows] = normalisation.from_network_hr(output, amplitude).cpu().numpy()
+        return result
+
+    def sample(
+        self,
+        lr: np.ndarray,
+        lr_noise: np.ndarray,
+        count: int,
+        seed: int,
+        device: torch.device,
+        steps: int = 8,
+        batch_size: int = 16,
+    ) -> np.ndarray:
+        """(N,1,h,w) flux and 1-sigma noise per LR pixel -> `count` posterior draws an image, (N,count,H,W) f4 flux.
+
+        Draw i of image n starts from noise that depends on (seed, n, i) alone; `steps` are those of the network.
+        Raises `InputError` if the network cannot draw samples, `ValueError` as `super_resolve`.
+        """
+        draw = getattr(self.network.to(device).eval(), "sample", None)
+        if draw is None:
+            raise InputError(
+                f"model {self.name}: {self.config.architecture} gives one answer an image, "
+                f"expected a network that draws posterior samples; train a model of architecture 'flow'"
+            )
+        normalisation, scale = self.config.normalisation, self.config.scale
+        height, width = (scale * size for size in lr.shape[-2:])
+        result = np.empty((len(lr), count, height, width), np.float32)
+        for rows, network_lr, amplitude in self._network_inputs(lr, lr_noise, device, max(1, batch_size // count)):
+            numbers = [(image, one) for image in range(rows.start, rows.stop) for one in range(count)]
+            repeated = network_lr.repeat_interleave(count, dim=0)
+            outputs = []
+            with torch.inference_mode():
+                for first in range(0, len(numbers), batch_size):
+                    part = slice(first, first + batch_size)
+                    noise = torch.stack([_noise(seed, *number, (1, height, width)) for number in numbers[part]])
+                    outputs.append(draw(repeated[part], noise.to(device), steps))
+                draws = torch.cat(outputs).view(len(network_lr), count, height, width)
+                result[rows] = normalisation.from_network_hr(draws, amplitude).cpu().numpy()
+        return result
+
+    def _network_inputs(
+        self, lr: np.ndarray, lr_noise: np.ndarray, device: torch.device, batch_size: int
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Rows, network input (B,C,h,w) and amplitude (B,1,1,1) of one batch after another; checks as it goes."""
         if lr.ndim != 4 or lr.shape != lr_noise.shape or lr.shape[1] != self.config.channels:
             expected = f"(N,{self.config.channels},h,w)"
             raise ValueError(f"lr and lr_noise: expected one shape {expected}, found {lr.shape} and {lr_noise.shape}")
         normalisation = self.config.normalisation
-        network = self.network.to(device).eval()
-        count, channels, height, width = lr.shape
-        result = np.empty((count, channels, height * self.config.scale, width * self.config.scale), np.float32)
-        for first in range(0, count, batch_size):
-            rows = slice(first, first + batch_size)
+        for first in range(0, len(lr), batch_size):
+            rows = slice(first, min(first + batch_size, len(lr)))
             flux, noise = as_tensor(lr[rows], device), as_tensor(lr_noise[rows], device)
             amplitude = normalisation.amplitude(noise)
             usable = flux.isfinite().all((1, 2, 3)) & noise.isfinite().all((1, 2, 3)) & (amplitude > 0).all((1, 2, 3))
             if not usable.all():
                 bad = first + int(usable.int().argmin())
                 raise ValueError(f"sample {bad}: lr and lr_noise must be finite and the median noise positive")
-            with torch.inference_mode():
-                output = network(normalisation.to_network_lr(flux, amplitude))
-                result[rows] = normalisation.from_network_hr(output, amplitude).cpu().numpy()
-        return result
+            yield rows, normalisation.to_network_lr(flux, amplitude), amplitude
+
+
+def _noise(seed: int, image: int, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise that a posterior draw starts from, drawn on the CPU whatever the device."""
+    state = np.random.SeedSequence((seed, image, draw)).generate_state(1, np.uint64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int(state[0])))
 
 
 def interpolation_model(name: str, pairs: Pairs) -> TrainedModel:
@@ -120,7 +181,8 @@ def describe_model(
 
 
 def save_model(model: TrainedModel, folder: Path, scores: dict[str, Any] | None) -> None:
-    """Write the model's folder. `scores` maps a split to `{score: number or {"mean", "low", "high"}}` for the card.
+    """Write the model's folder. `scores` maps a split to `{score: number or {"mean", "low", "high"}}`; the card shows
+    them, and config.json keeps them in place of those of `model.config`.
 
     `config.json` makes a folder a model: it is removed first and written last, so a killed run leaves the old model,
     no model or the new one, never a mixture.
@@ -130,11 +192,11 @@ def save_model(model: TrainedModel, folder: Path, scores: dict[str, Any] | None)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     write_atomically(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path))
     write_card(folder, model, scores)
-    write_json(folder / CONFIG_NAME, model.config.model_dump(mode="json"))
+    write_json(folder / CONFIG_NAME, {**model.config.model_dump(mode="json"), "scores": scores or {}})
 
 
-def load_model(folder: Path, device: torch.device) -> TrainedModel:
-    """Read a model's folder. Raises `InputError` that names the file if it is missing, damaged or does not fit."""
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model's folder. Raises `InputError` that names the file if it is missing or damaged."""
     path = folder / CONFIG_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +206,12 @@ def load_model(folder: Path, device: torch.device) -> TrainedModel:
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    config = parse_settings(ModelConfig, content, str(path))
+    return parse_settings(ModelConfig, content, str(path))
+
+
+def load_model(folder: Path, device: torch.device) -> TrainedModel:
+    """Read a model's folder. Raises `InputError` that names the file if it is missing, damaged or does not fit."""
+    path, config = folder / CONFIG_NAME, read_config(folder)
     settings = config.architecture_settings(str(path))
     network = build_network(config.architecture, settings, config.scale, config.channels)
     weights = folder / WEIGHTS_NAME

@@ -1,79 +1,42 @@
-"""The stage `train`: which networks, on what data, and how well they do on the validation split."""
+"""The stage `train`: the networks of a plan, trained on a run's data, and how well they do on the validation split."""
 
 import hashlib
 import json
-import re
-import shutil
+import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
-from simulate.errors import InputError
 from simulate.progress import progress_bar
 from simulate.settings import Settings
 from simulate.shards import Pairs, manifest_sha256, read_pairs
 
 from .adversarial import AdversarialSettings, Adversary
-from .checkpoint import CHECKPOINT_NAME, load_checkpoint
+from .checkpoint import CHECKPOINT_NAME
+from .content import load_or_train_content_encoder
+from .domain import seen_range
+from .losses import LossContext, loss_context
 from .metrics import data_range_of, image_scores
-from .models import Architecture, build_network, find_architecture, parameter_count, resolve_settings
+from .models import build_network, freeze_features, parameter_count
 from .models.srgan import Discriminator
 from .normalisation import Normalisation, fit_normalisation
-from .on_the_fly import OnTheFlySettings, open_pools, stored_simulation
+from .on_the_fly import open_pools, stored_simulation
+from .plan import INTERPOLATIONS, Plan, TrainSettings, check_folder, finished_model, plan_models
+from .processes import average_gradients, process_rank, wait_for_all
 from .samples import SampleSource, load_samples
-from .stages import METRICS_NAME, fingerprint, finished_metrics, read_metrics, write_metrics
-from .trained_model import CONFIG_NAME, WEIGHTS_NAME, TrainedModel, describe_model, interpolation_model, save_model
-from .trainer import LoopSettings, Trainer
+from .stages import fingerprint, finished_metrics, read_metrics, write_metrics
+from .trained_model import TrainedModel, describe_model, interpolation_model, save_model
+from .trainer import OutOfTimeError, Trainer
+from .warm_start import warm_start
 
-INTERPOLATIONS = ("bilinear", "bicubic")
-
-
-class ModelSettings(Settings):
-    """One model to train."""
-
-    architecture: str
-    size: str = "small"
-    settings: dict[str, Any] = Field(
-        default_factory=dict
-    )  # of the architecture, where they differ from those of the size
-    name: str | None = None  # of the model and its folder; the architecture's name if not given
-    steps: int | None = Field(None, ge=1)  # in place of the section's
-    learning_rate: float | None = Field(None, gt=0)
-
-    @property
-    def folder_name(self) -> str:
-        return self.name or self.architecture
-
-
-class TrainSettings(LoopSettings):
-    """The section `train`: the loop's settings, for all models, and the models."""
-
-    models: tuple[ModelSettings, ...] = tuple(
-        ModelSettings(architecture=name) for name in ("fsrcnn", "srresnet", "rcan", "srgan")
-    )
-    target: Literal["hr", "hr_noisy"] = "hr"
-    data: Literal["stored", "on-the-fly"] = "stored"
-    """On the fly: new lenses are simulated while training goes on; the stored ones validate and normalise."""
-    on_the_fly: OnTheFlySettings = OnTheFlySettings()
-    adversarial: AdversarialSettings = AdversarialSettings()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A model to train, checked."""
-
-    name: str
-    architecture: Architecture
-    settings: Settings
-    loop: LoopSettings
-    identity: str
+CONTENT_FOLDER = ".content"  # no name of a model's folder begins with a dot
 
 
 @dataclass(frozen=True)
@@ -86,26 +49,36 @@ class TrainingData:
     """Where one training takes its samples from."""
     normalisation: Normalisation
     data_range: float
+    context: LossContext
     sha256: str
 
 
 def train_run(
-    run: Path, settings: TrainSettings, seed: int, device: torch.device, resume: bool, workers: int = 1
+    run: Path,
+    settings: TrainSettings,
+    seed: int,
+    device: torch.device,
+    resume: bool,
+    workers: int = 1,
+    deadline: float = math.inf,
 ) -> dict[str, Any]:
     """Train all models of `settings` on RUN/data; each leaves RUN/train/<model>/, all together RUN/train/metrics.json.
 
     With `resume`, finished models are kept and a killed one goes on from its checkpoint, to the same weights bit for
     bit as if it had not been killed; without, all are trained anew. Raises `InputError`, before anything is trained,
-    if a setting is wrong or a folder holds a model of other settings, data or seed. With `data: on-the-fly`, `workers`
-    processes simulate; what comes out does not depend on how many.
+    if a setting is wrong or a folder holds a model of other settings, data or seed, and `OutOfTimeError` after
+    `deadline` (of `time.monotonic`), from where a later call goes on. With `data: on-the-fly`, `workers` processes
+    simulate; what comes out does not depend on how many. In several processes (`sr.processes`), all call this.
     """
     folder = run / "train"
     train, val = read_pairs(run / "data", "train"), read_pairs(run / "data", "val")
     sha256 = manifest_sha256(run / "data")
     plans = plan_models(settings, train, val, sha256, seed)
     simulation = stored_simulation(run / "data") if settings.data == "on-the-fly" else None
-    for plan in plans:
-        check_folder(folder / plan.name, plan.identity, resume)
+    if process_rank() == 0:
+        for name, identity in [(CONTENT_FOLDER, None), *((plan.name, plan.identity) for plan in plans)]:
+            check_folder(folder / name, identity, resume)
+    wait_for_all()
     finished = {plan.name: finished_model(folder / plan.name, plan.identity, resume) for plan in plans}
     identity = fingerprint(settings, data=sha256, seed=seed)
     stage = finished_metrics(folder, identity, resume)
@@ -122,108 +95,44 @@ def train_run(
         sources = nullcontext(lambda: samples)
     models = {}
     with sources as new_samples:
-        data = TrainingData(train, val, new_samples, normalisation, data_range, sha256)
+        context = loss_context(settings.loss, train, normalisation, settings.target, device)
+        if "content" in settings.loss:
+            context = _with_content(context, folder / CONTENT_FOLDER, new_samples(), settings, sha256, seed)
+        data = TrainingData(train, val, new_samples, normalisation, data_range, context, sha256)
         baselines = {name: validation_scores(interpolation_model(name, val), data, device) for name in INTERPOLATIONS}
         for plan in plans:
             metrics = finished[plan.name]
             if metrics is None:
-                metrics = train_model(folder / plan.name, plan, data, settings, seed, device)
+                metrics = train_model(folder / plan.name, plan, data, settings, seed, device, deadline)
             models[plan.name] = {key: value for key, value in metrics.items() if key != "fingerprint"}
     seconds = sum(model["seconds"] for model in models.values())
     content = {"models": models, "baselines": baselines, "data_range": data_range}
-    return write_metrics(folder, identity, seconds, content)
-
-
-def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: str, seed: int) -> list[Plan]:
-    """Check the settings of all models against the data. Raises `InputError` that says which model is wrong."""
-    smallest = min(*train.lr.shape[-2:], *val.lr.shape[-2:])
-    if settings.crop_size is not None and settings.crop_size > smallest:
-        raise InputError(
-            f"train.crop_size: expected at most {smallest}, the size of the LR images in pixels, "
-            f"found {settings.crop_size} (null trains on whole images)"
-        )
-    loop = LoopSettings(**{name: getattr(settings, name) for name in LoopSettings.model_fields})
-    plans: list[Plan] = []
-    for position, model in enumerate(settings.models):
-        where, name = f"train.models.{position}", model.folder_name
-        architecture = find_architecture(model.architecture)
-        if not architecture.trainable:
-            raise InputError(f"{where}: {model.architecture} has nothing to train; it is in every table anyway")
-        if not re.fullmatch(r"[\w][\w.-]*", name) or name in INTERPOLATIONS or name == METRICS_NAME:
-            raise InputError(f"{where}.name: {name!r} cannot be the name of a model's folder; use letters and digits")
-        if name in (plan.name for plan in plans):
-            raise InputError(f"{where}: a second model is called {name!r}; give one of them another name")
-        network_settings = resolve_settings(model.architecture, model.size, model.settings)
-        with torch.device("meta"):  # fails for a scale the network cannot do, without making its weights
-            build_network(model.architecture, network_settings, train.scale, train.lr.shape[1])
-        overrides = {"steps": model.steps, "learning_rate": model.learning_rate}
-        own = loop.model_copy(update={key: value for key, value in overrides.items() if value is not None})
-        more = {
-            "architecture": model.architecture,
-            "network": json.dumps(network_settings.model_dump(mode="json")),
-            "target": settings.target,
-            "adversarial": settings.adversarial.model_dump_json() if architecture.adversarial else "",
-        }
-        if settings.data == "on-the-fly":
-            more["on_the_fly"] = settings.on_the_fly.model_dump_json()
-        same_result = own.model_copy(update={"log_interval": 1, "checkpoint_interval": 1})
-        identity = fingerprint(same_result, data=data_sha256, seed=seed, **more)
-        plans.append(Plan(name, architecture, network_settings, own, identity))
-    if not plans:
-        raise InputError("train.models: expected at least one model, found none")
-    return plans
-
-
-def check_folder(folder: Path, identity: str, resume: bool) -> None:
-    """Make way in a model's folder: empty it if not `resume`, else raise `InputError` if it holds other work."""
-    if not resume:
-        if folder.exists():
-            shutil.rmtree(folder)
-        return
-    found = None
-    if (folder / METRICS_NAME).is_file():
-        found = read_metrics(folder).get("fingerprint")
-    elif (folder / CHECKPOINT_NAME).is_file():
-        found = load_checkpoint(folder / CHECKPOINT_NAME)[1]["identity"]
-    if found not in (None, identity):
-        raise InputError(
-            f"{folder}: holds a model of other settings, data or seed; "
-            f"use --fresh to train it again, or another --out to keep both"
-        )
-
-
-def finished_model(folder: Path, identity: str, resume: bool) -> dict[str, Any] | None:
-    """The metrics of a model that is finished and whole; None if it is still to be trained."""
-    whole = all((folder / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME))
-    return finished_metrics(folder, identity, resume) if whole else None
+    return write_metrics(folder, identity, seconds, content) if process_rank() == 0 else content
 
 
 def train_model(
-    folder: Path, plan: Plan, data: TrainingData, settings: TrainSettings, seed: int, device: torch.device
+    folder: Path,
+    plan: Plan,
+    data: TrainingData,
+    settings: TrainSettings,
+    seed: int,
+    device: torch.device,
+    deadline: float = math.inf,
 ) -> dict[str, Any]:
-    """Train one model, write its folder, and return its metrics."""
+    """Train one model, write its folder, and return its metrics. Raises as `train_run`."""
     train, channels = data.train, data.train.lr.shape[1]
     own_seed = derive_seed(seed, plan.name)
-    adversarial = plan.architecture.adversarial
     network = initial_network(plan.architecture.name, plan.settings, train.scale, channels, own_seed)
+    training = describe_training(plan, settings, len(train), seed)
+    if plan.warm_start:
+        start = warm_start(network, plan.warm_start, plan.architecture.name, plan.settings)
+        training["warm_start"] = start.summary()
+    if plan.trainable:
+        freeze_features(network, plan.trainable)
     adversary = None
-    if adversarial:
+    if plan.architecture.adversarial:
         crop = plan.loop.crop_size or min(train.lr.shape[-2:])
         adversary = initial_adversary(plan, settings.adversarial, train.scale * crop, channels, own_seed, device)
-    on_the_fly = settings.on_the_fly if settings.data == "on-the-fly" else None
-    distinct_lenses, pool = len(train), {}
-    if on_the_fly:
-        distinct_lenses = on_the_fly.distinct_lenses(plan.loop.steps, len(train))
-        pool = {**on_the_fly.model_dump(), "pool_size": on_the_fly.blocks(len(train)) * on_the_fly.block_size}
-    training = {
-        **plan.loop.model_dump(mode="json"),
-        "data": settings.data,
-        **pool,
-        "distinct_lenses": distinct_lenses,
-        **({"adversarial": settings.adversarial.model_dump(mode="json")} if adversarial else {}),
-        "seed": seed,
-        "kept_weights": "moving average at the last step" if adversarial else "moving average, best validation PSNR",
-    }
     config = describe_model(
         plan.architecture.name,
         plan.settings,
@@ -232,31 +141,77 @@ def train_model(
         target=settings.target,
         data_sha256=data.sha256,
         training=training,
+        training_range=seen_range(train),
     )
 
     def validate(candidate: nn.Module) -> dict[str, float]:
         return validation_scores(TrainedModel(plan.name, candidate, config), data, device)
 
-    trainer = Trainer(network, data.new_samples(), plan.loop, own_seed, adversary)
-    with progress_bar(f"train {plan.name}", plan.loop.steps) as advance:
-        # the best PSNR of an adversarial training would be that of its warm start
-        result = trainer.run(advance, validate, keep_best=not adversarial, folder=folder, identity=plan.identity)
-    model = TrainedModel(plan.name, network, config)
-    scores = validate(network)
-    save_model(model, folder, {"validation": scores})
-    content = {
-        "architecture": plan.architecture.name,
-        "parameters": parameter_count(network),
-        "distinct_lenses": distinct_lenses,
-        "best_step": result.kept_step,
-        "validation": scores,
-        "curve": [
+    trainer = Trainer(network, data.new_samples(), plan.loop, own_seed, adversary, data.context)
+    keep_best = adversary is None  # the best PSNR of an adversarial training would be that of its warm start
+    with progress_bar(f"train {plan.name}", plan.loop.total_steps, process_rank() == 0) as advance:
+        try:
+            if time.monotonic() > deadline:
+                raise OutOfTimeError("out of time before it went on")
+            result = trainer.run(advance, validate, keep_best, folder, plan.identity, deadline)
+        except OutOfTimeError as error:
+            raise OutOfTimeError(f"{plan.name}: {error}") from None
+    if process_rank() == 0:
+        network.requires_grad_(True)
+        config = config.model_copy(update={"training": {**training, "devices": result.devices}})
+        scores = validate(network)
+        save_model(TrainedModel(plan.name, network, config), folder, {"validation": scores})
+        curve = [
             {key: row[key] for key in ("step", "loss", "psnr_db", "ssim")} for row in result.rows if "psnr_db" in row
-        ],
+        ]
+        content = {
+            "architecture": plan.architecture.name,
+            "parameters": parameter_count(network),
+            "distinct_lenses": training["distinct_lenses"],
+            "devices": result.devices,
+            "best_step": result.kept_step,
+            "validation": scores,
+            "curve": curve,
+        }
+        write_metrics(folder, plan.identity, result.seconds, content)
+        (folder / CHECKPOINT_NAME).unlink()
+    wait_for_all()
+    return read_metrics(folder)
+
+
+def describe_training(plan: Plan, settings: TrainSettings, stored_count: int, seed: int) -> dict[str, Any]:
+    """What config.json and the card say of how a model is trained."""
+    distinct_lenses, pool = stored_count, {}
+    if settings.data == "on-the-fly":
+        on_the_fly = settings.on_the_fly
+        distinct_lenses = on_the_fly.distinct_lenses(plan.loop.total_steps, stored_count)
+        pool = {**on_the_fly.model_dump(), "pool_size": on_the_fly.blocks(stored_count) * on_the_fly.block_size}
+    adversarial = plan.architecture.adversarial
+    return {
+        **plan.loop.model_dump(mode="json"),
+        "data": settings.data,
+        **pool,
+        "distinct_lenses": distinct_lenses,
+        **({"trainable": list(plan.trainable)} if plan.trainable else {}),
+        **({"adversarial": settings.adversarial.model_dump(mode="json")} if adversarial else {}),
+        **({"content": settings.content.model_dump(mode="json")} if "content" in settings.loss else {}),
+        "seed": seed,
+        "kept_weights": "moving average at the last step" if adversarial else "moving average, best validation PSNR",
     }
-    metrics = write_metrics(folder, plan.identity, result.seconds, content)
-    (folder / CHECKPOINT_NAME).unlink()
-    return metrics
+
+
+def _with_content(
+    context: LossContext, folder: Path, samples: SampleSource, settings: TrainSettings, data_sha256: str, seed: int
+) -> LossContext:
+    """`context` with the run's content encoder, which process 0 trains if it is not there."""
+    identity = json.dumps([data_sha256, settings.target, settings.data, settings.on_the_fly.model_dump(mode="json")])
+    own_seed = derive_seed(seed, CONTENT_FOLDER)
+    for turn in (0, 1):
+        if (process_rank() == 0) == (turn == 0):
+            with progress_bar("train content encoder", settings.content.steps, turn == 0) as advance:
+                encoder = load_or_train_content_encoder(folder, samples, settings.content, own_seed, advance, identity)
+        wait_for_all()
+    return LossContext(context.data_range, context.operator, encoder)
 
 
 def validation_scores(model: TrainedModel, data: TrainingData, device: torch.device) -> dict[str, float]:
@@ -289,4 +244,11 @@ def initial_adversary(
         discriminator = Discriminator(
             hr_crop_size, channels, sizes["discriminator_features"], sizes["discriminator_dense"]
         )
-    return Adversary(discriminator.to(device), settings, plan.loop.steps)
+    return Adversary(
+        discriminator.to(device),
+        settings,
+        plan.loop.steps,
+        kind=sizes["adversary"],
+        autocast=plan.loop.uses_bfloat16(device),
+        synchronise=average_gradients,
+    )

@@ -2,8 +2,9 @@
 
 Each object is held out once (K-fold by object). For each model, on the held-out objects:
 zero-shot     the trained model as it is;
-frozen        its features frozen (their batch statistics too), its upsampling layers trained;
+frozen        its `trainable` layers (the upsampling) trained, all else frozen, batch statistics too;
 fine-tuned    from there, all layers trained at a smaller learning rate;
+lora          with `adapter_rank`: its weights frozen, low-rank adapters of all layers trained for as many steps;
 unpretrained  the same network from random weights, for as many steps as the two stages together.
 All variants of a pretrained model keep its normalisation; the unpretrained one takes its own from its training folds.
 There is no validation split here: the averaged weights of the last step are used, so that nothing is chosen on
@@ -24,8 +25,10 @@ from simulate.progress import progress_bar
 from simulate.shards import Pairs, file_sha256, manifest_sha256, read_manifest, read_pairs, write_atomically
 
 from .cross_validation import assign_folds, load_fold, save_fold
+from .domain import seen_range
 from .metrics import data_range_of
-from .models import parameter_count
+from .models import find_submodules, parameter_count
+from .plan import INTERPOLATIONS
 from .stages import METRICS_NAME, fingerprint, finished_metrics, write_metrics
 from .trained_model import (
     CONFIG_NAME,
@@ -36,13 +39,14 @@ from .trained_model import (
     load_model,
     save_model,
 )
-from .training import INTERPOLATIONS, derive_seed
+from .training import derive_seed
 from .transfer_results import BASELINE, EXAMPLES_NAME, Key, tabulate, write_examples
-from .transfer_variants import VARIANTS, TransferSettings, VariantTrainer
+from .transfer_variants import TransferSettings, VariantTrainer
 
 FOLDS_NAME = ".folds"  # no name of a model's folder begins with a dot
 SETTINGS_IN_CARD = {
     "frozen_steps",
+    "trainable",
     "frozen_learning_rate",
     "finetune_steps",
     "finetune_learning_rate",
@@ -95,7 +99,8 @@ def transfer_run(
         images = interpolation_model(name, pairs).super_resolve(pairs.lr, pairs.lr_noise, device)
         predictions[BASELINE, name] = images
     data_range = data_range_of(pairs.hr, pairs.hr_mask)
-    total = len(pretrained) * settings.pretrained_steps * (2 * settings.folds + settings.final_model)
+    final_steps = settings.pretrained_steps if settings.final_model else 0
+    total = len(pretrained) * (settings.folds * settings.fold_steps + final_steps)
     with progress_bar("transfer", total) as advance:
         trainer = VariantTrainer(settings, seed, device, advance)
         for name, model in pretrained.items():
@@ -113,6 +118,7 @@ def transfer_run(
         "objects": len(set(pairs.name)),
         "images": len(pairs),
         "folds": settings.folds,
+        "trainable": list(settings.trainable),
         "data_range": data_range,
         **table,
         "examples": EXAMPLES_NAME,
@@ -123,13 +129,17 @@ def transfer_run(
 
 
 def check_models(settings: TransferSettings, pretrained: dict[str, TrainedModel], pairs: Pairs) -> None:
-    """Raise `InputError` if the models or the crop size do not fit the observed pairs."""
+    """Raise `InputError` if the models, what of them is to learn, or the crop size do not fit the observed pairs."""
     for name, model in pretrained.items():
         if model.config.scale != pairs.scale:
             raise InputError(
                 f"model {name!r} enlarges {model.config.scale} times, the observed pairs differ by a factor of "
                 f"{pairs.scale}; make the pairs with scale {model.config.scale}, or train for {pairs.scale}"
             )
+        try:
+            find_submodules(model.network, settings.trainable)
+        except InputError as error:
+            raise InputError(f"transfer.trainable: model {name!r}: {error}") from None
     if len(set(settings.models)) < len(settings.models):
         raise InputError(f"transfer.models: a model is named twice in {', '.join(settings.models)}")
     smallest = min(pairs.lr.shape[-2:])
@@ -144,16 +154,17 @@ def cross_validate(
     trainer: VariantTrainer, model: TrainedModel, pairs: Pairs, fold_of: np.ndarray, cache: Path, identity: str
 ) -> dict[str, np.ndarray]:
     """Predictions (N,1,H,W) of each variant of one model, each image by networks that have not seen its object."""
-    predictions = {variant: np.empty(pairs.hr.shape, np.float32) for variant in VARIANTS}
-    for fold in range(trainer.settings.folds):
+    settings = trainer.settings
+    predictions = {variant: np.empty(pairs.hr.shape, np.float32) for variant in settings.variants}
+    for fold in range(settings.folds):
         path, held_out = cache / f"{model.name}-{fold}.h5", fold_of == fold
         found = load_fold(path, identity)
         if found is None:
             found = trainer.predict_held_out(model, pairs.select(~held_out), pairs.select(held_out), fold)
             save_fold(path, found, identity)
         else:
-            trainer.advance(2 * trainer.settings.pretrained_steps)
-        for variant in VARIANTS:
+            trainer.advance(settings.fold_steps)
+        for variant in settings.variants:
             predictions[variant][held_out] = found[variant]
     return predictions
 
@@ -188,6 +199,7 @@ def leave_model(
         old.normalisation,
         data_sha256=sha256,
         training=training,
+        training_range=seen_range(pairs),
     )
     row = next(row for row in rows if row["variant"] == "fine-tuned")
     scores = {name: row[name] for name in ("psnr_db", "ssim", "absolute_flux_error")}

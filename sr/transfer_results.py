@@ -25,7 +25,7 @@ def tabulate(
     """{"rows", "differences"}: each prediction's scores, and what the fine-tuned models gained, over objects.
 
     A row has mean scores (for "absolute_flux_error" the median) with intervals; a difference is the PSNR of a
-    fine-tuned model less that of the unpretrained one or of bicubic, object by object, with its interval.
+    fine-tuned model less that of the unpretrained one, of bicubic or of adapters, object by object, with its interval.
     """
     scores = {
         key: object_means(image_scores(images, pairs, data_range), pairs.name) for key, images in predictions.items()
@@ -37,7 +37,8 @@ def tabulate(
         rows.append({"model": model, "variant": variant, **summary})
     differences = []
     for model in dict.fromkeys(model for model, _ in predictions if model != BASELINE):
-        for other in ((model, "unpretrained"), (BASELINE, "bicubic")):
+        others = ((model, "unpretrained"), (BASELINE, "bicubic"), (model, "lora"))
+        for other in (one for one in others if one in scores):
             gain = scores[model, "fine-tuned"]["psnr_db"] - scores[other]["psnr_db"]
             interval = bootstrap_interval(np.mean, (gain,), np.random.default_rng(seed))
             differences.append({"model": model, "variant": "fine-tuned", "minus": other[1], "psnr_db": interval})

@@ -36,8 +36,10 @@ from simulate.torch_engine.render import View
 from sr.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from sr.normalisation import Normalisation
 from sr.on_the_fly import OnTheFlySettings, SamplePool, stored_simulation
-from sr.trainer import LoopSettings, NonFiniteLossError, Trainer
-from sr.training import ModelSettings, TrainSettings, train_run
+from sr.plan import ModelSettings, TrainSettings
+from sr.schedule import LoopSettings
+from sr.trainer import NonFiniteLossError, Trainer
+from sr.training import train_run
 
 from .test_trained_model import CPU, TINY, tiny_model
 from .test_training import QUICK, Killed, ignore

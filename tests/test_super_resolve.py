@@ -14,6 +14,7 @@ from torch import nn
 
 from simulate.errors import InputError
 from simulate.shards import file_sha256
+from sr.domain import SeenRange
 from sr.models import build_network, resolve_settings
 from sr.normalisation import Normalisation
 from sr.super_resolve import fill_nearest, super_resolve_fits
@@ -251,12 +252,12 @@ def test_result_has_pixels_header_and_history(tmp_path: Path) -> None:
     assert done["input_shape"] == (150, 70)
     assert done["output_shape"] == (300, 140)
     assert done["noise_sigma"] == 0.5
-    assert done["notes"] == []
+    assert done["notes"] == ["the header names no telescope or filter; the model was trained on blurred"]
 
 
 def write_image(folder: Path, data: np.ndarray, header: fits.Header | None = None) -> Path:
     path = folder / "image.fits"
-    fits.PrimaryHDU(data, header).writeto(path)
+    fits.PrimaryHDU(data, header or fits.Header({"PIXSCALE": PIXEL_SCALE_ARCSEC})).writeto(path)
     return path
 
 
@@ -271,7 +272,7 @@ def test_flux_is_conserved_and_surface_brightness_is_kept(tmp_path: Path, bicubi
     flux, _ = run(write_image(tmp_path, image), bicubic)
     assert flux.sum(dtype="f8") == pytest.approx(image.sum(dtype="f8"), rel=1e-4)
     (tmp_path / "sky").mkdir()
-    source = write_image(tmp_path / "sky", image, fits.Header({"BUNIT": "MJy/sr"}))
+    source = write_image(tmp_path / "sky", image, fits.Header({"BUNIT": "MJy/sr", "PIXSCALE": PIXEL_SCALE_ARCSEC}))
     brightness, _ = run(source, bicubic)
     np.testing.assert_array_equal(brightness, 4 * flux)
 
@@ -301,9 +302,9 @@ def test_holes_are_filled_from_the_nearest_pixel() -> None:
 @pytest.mark.parametrize("kind", [">f4", ">f8", ">i2", "u2", "u1"])
 def test_any_number_format_is_read(tmp_path: Path, bicubic: Path, kind: str) -> None:
     image = np.clip(sky_image(sigma=3.0) + 20, 0, 200).round()
-    result, _ = run(write_image(tmp_path, image.astype(kind)), bicubic)
+    result, _ = run(write_image(tmp_path, image.astype(kind)), bicubic, force=True)  # unsigned: its sky is 20
     (tmp_path / "float").mkdir()
-    expected, _ = run(write_image(tmp_path / "float", image), bicubic)
+    expected, _ = run(write_image(tmp_path / "float", image), bicubic, force=True)
     np.testing.assert_array_equal(result, expected)
 
 
@@ -311,7 +312,7 @@ def test_scaled_integers_and_blanks_are_read_as_values(tmp_path: Path, bicubic: 
     image = sky_image()
     hdu = fits.PrimaryHDU(np.round(image / 0.01).astype("i2"))
     hdu.data[3, 4] = -32768
-    hdu.header["BLANK"] = -32768
+    hdu.header["BLANK"], hdu.header["PIXSCALE"] = -32768, PIXEL_SCALE_ARCSEC
     hdu.header["BSCALE"], hdu.header["BZERO"] = 0.01, 0.0
     hdu.writeto(tmp_path / "image.fits")
     result, done = run(tmp_path / "image.fits", bicubic)
@@ -347,7 +348,8 @@ def test_noise_comes_from_the_map_that_belongs_to_the_image(
     image = sky_image(100, 100, sigma=0.5)
     other = fits.ImageHDU(np.full(image.shape, 9.0, "f4"), name=map_name, ver=2)  # of a second image
     noise = fits.ImageHDU(np.full(image.shape, value, "f4"), name=map_name)
-    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(image, name=image_name), noise, other]).writeto(tmp_path / "a.fits")
+    science = fits.ImageHDU(image, fits.Header({"PIXSCALE": PIXEL_SCALE_ARCSEC}), name=image_name)
+    fits.HDUList([fits.PrimaryHDU(), science, noise, other]).writeto(tmp_path / "a.fits")
     _, done = run(tmp_path / "a.fits", bicubic)
     assert done["noise_sigma"] == pytest.approx(sigma, rel=0.06)
 
@@ -369,22 +371,122 @@ def test_extension_inherits_the_primary_header_and_compressed_files_work(tmp_pat
     plain, _ = run(write_image(tmp_path, image), bicubic)
     np.testing.assert_array_equal(result, plain)
 
-    by_number = super_resolve_fits(tmp_path / "in.fits.gz", target, bicubic, CPU, hdu="1", overwrite=True)
+    options: dict[str, Any] = {"overwrite": True, "force": True}  # it has no pixel scale
+    by_number = super_resolve_fits(tmp_path / "in.fits.gz", target, bicubic, CPU, hdu="1", **options)
     assert by_number["source"].endswith("[OTHER]")
 
 
-def test_user_is_told_of_another_pixel_scale_and_of_a_background(tmp_path: Path, bicubic: Path) -> None:
-    header = cd_header()
-    for key in ("CD1_1", "CD1_2", "CD2_1", "CD2_2"):
-        header[key] *= 1.3
-    _, done = run(write_image(tmp_path, sky_image() + 10, header), bicubic)
+# -- images that the model was not trained for ------------------------------------------------------------------------
+
+
+def described_model(folder: Path, **changes: Any) -> Path:
+    """Bicubic interpolation that says it is a model for Euclid VIS at 0.1"."""
+    model = interpolation_model("bicubic", blob_pairs(1))
+    model.config = model.config.model_copy(update={"lr_instrument": "Euclid VIS", **changes})
+    save_model(model, folder / "vis", None)
+    return folder / "vis"
+
+
+EUCLID = {"TELESCOP": "EUCLID", "INSTRUME": "VIS", "FILTER": "VIS", "PIXSCALE": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sky", "reason"),
+    [
+        ({"PIXSCALE": 0.107}, 0, r'the pixels are 0\.107", the model was trained on 0\.1"'),
+        ({"PIXSCALE": 0.094}, 0, r'the pixels are 0\.094", the model was trained on 0\.1"'),
+        ({"PIXSCALE": "unknown"}, 0, r'the pixel scale is not in the header .*, the model expects 0\.1"'),
+        ({"PIXSCALE": 0.0}, 0, r"the pixel scale is not in the header"),
+        ({"INSTRUME": "NISP", "FILTER": "NIR_H"}, 0, "the image is from EUCLID NISP NIR_H, .* trained on Euclid VIS"),
+        ({"TELESCOP": "VLT", "INSTRUME": "FORS2", "FILTER": "R_SPECIAL"}, 0, "the image is from VLT FORS2"),
+        (
+            {},
+            10,
+            r"the background at the edges is (10|9\.9\d*) \([12]\d(\.\d)? sigma\), expected below 5 sigma: subtract",
+        ),
+        ({}, -10, r"the background at the edges is -(10|9\.9\d*) \(-[12]\d(\.\d)? sigma\)"),
+    ],
+)
+def test_an_image_of_another_kind_is_refused_unless_forced(
+    tmp_path: Path, changes: dict[str, Any], sky: float, reason: str
+) -> None:
+    model = described_model(tmp_path)
+    source = write_image(tmp_path, sky_image() + np.float32(sky), fits.Header(EUCLID | changes))
+    with pytest.raises(InputError, match=rf"image\.fits \[PRIMARY\]: not what model vis .*: {reason}.*--force"):
+        run(source, model)
+    assert not (tmp_path / "out.fits").exists()
+    _, done = run(source, model, force=True)
+    assert len(done["notes"]) == 1
+    assert done["notes"][0].startswith("forced: ")
+    assert "note: forced: " in " ".join(fits.getheader(tmp_path / "out.fits")["HISTORY"])
+
+
+def test_every_reason_is_given_at_once(tmp_path: Path) -> None:
+    header = fits.Header({"PIXSCALE": 0.05, "TELESCOP": "HST", "INSTRUME": "ACS"})
+    with pytest.raises(InputError, match=r"0\.05.*HST ACS.*background") as caught:
+        run(write_image(tmp_path, sky_image() + 10, header), described_model(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{}, {"PIXSCALE": 0.104}, {"PIXSCALE": 0.096}])
+def test_an_image_of_the_models_own_kind_is_taken_without_a_word(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A galaxy that fills most of the image is no background: only the edges count."""
+    y, x = np.mgrid[:60, :60]
+    galaxy = 60 * np.exp(-((x - 30) ** 2 + (y - 30) ** 2) / 200).astype("f4")
+    image = fits.PrimaryHDU(galaxy + sky_image(60, 60), fits.Header(EUCLID | changes))
+    rms = fits.ImageHDU(np.full((60, 60), 0.5, "f4"), name="RMS")
+    fits.HDUList([image, rms]).writeto(tmp_path / "in.fits")
+    _, done = run(tmp_path / "in.fits", described_model(tmp_path))
+    assert done["notes"] == []
+    assert np.median(galaxy) > 5 * done["noise_sigma"] == 2.5
+
+
+def test_the_telescope_is_read_from_the_primary_header_too(tmp_path: Path) -> None:
+    """As JWST writes it, without INHERIT; the primary header's own pixel scale is not the image's."""
+    primary = fits.PrimaryHDU(header=fits.Header({"TELESCOP": "JWST", "INSTRUME": "NIRCAM", "FILTER": "F150W"}))
+    image = fits.ImageHDU(sky_image(), cd_header(), name="SCI")
+    fits.HDUList([primary, image]).writeto(tmp_path / "in.fits")
+    with pytest.raises(InputError, match="the image is from JWST NIRCAM F150W"):
+        run(tmp_path / "in.fits", described_model(tmp_path))
+    del image.header["C*"]
+    primary.header["PIXSCALE"] = 0.1
+    fits.HDUList([primary, image]).writeto(tmp_path / "in.fits", overwrite=True)
+    with pytest.raises(InputError, match="the pixel scale is not in the header"):
+        run(tmp_path / "in.fits", described_model(tmp_path))
+
+
+def test_what_is_no_reason_to_refuse_is_noted(tmp_path: Path) -> None:
+    seen = {"training_range": SeenRange(peak_signal_to_noise=(2.0, 10.0), lr_fwhm_arcsec=0.16)}
+    source = write_image(tmp_path, sky_image())
+    _, done = run(source, described_model(tmp_path, **seen))
     assert len(done["notes"]) == 2
-    assert done["notes"][0].startswith('the pixels are 0.13", the model was trained on 0.1"')
-    assert done["notes"][1].startswith("the background is 10")
-    assert 'note: the pixels are 0.13"' in " ".join(fits.getheader(tmp_path / "out.fits")["HISTORY"])
-    (tmp_path / "bare").mkdir()
-    _, done = run(write_image(tmp_path / "bare", sky_image()), bicubic)
-    assert done["notes"] == ['the pixel scale is not in the header; the model expects 0.1"']
+    assert done["notes"][0] == "the header names no telescope or filter; the model was trained on Euclid VIS"
+    peak = float(sky_image().max()) / done["noise_sigma"]
+    assert done["notes"][1] == f"the brightest pixel is {peak:.3g} sigma, in training it was 2 to 10"
+    (tmp_path / "degraded").mkdir()
+    source = write_image(tmp_path / "degraded", sky_image(), fits.Header(EUCLID))
+    model = described_model(tmp_path, lr_instrument="degraded")
+    _, done = run(source, model)
+    assert done["notes"] == ["whether EUCLID VIS VIS is what the model knows as degraded is open"]
+
+
+def test_a_scale_that_the_model_has_not_is_refused(tmp_path: Path, bicubic: Path) -> None:
+    source = write_image(tmp_path, sky_image())
+    with pytest.raises(InputError, match=r"bicubic: expected .* enlarges 4 times \(--scale\), found .* 2 times"):
+        run(source, bicubic, scale=4)
+    assert run(source, bicubic, scale=2)[0].shape == (80, 100)
+
+
+def test_self_ensemble_is_the_models_and_is_told(tmp_path: Path) -> None:
+    model = random_fsrcnn()
+    save_model(model, tmp_path / "fsrcnn", None)
+    image = sky_image(70, 50)
+    result, done = run(write_image(tmp_path, image), tmp_path / "fsrcnn", self_ensemble=True)
+    noise = np.full_like(image, done["noise_sigma"])[None, None]
+    expected = model.super_resolve(image[None, None], noise, CPU, self_ensemble=True)[0, 0]
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(expected - model.super_resolve(image[None, None], noise, CPU)[0, 0]).max() > 1e-3
+    assert "mean over the 8 symmetries" in " ".join(fits.getheader(tmp_path / "out.fits")["HISTORY"])
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -439,14 +541,34 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path, bicubic: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bicubic", "image.fits", "out.fits"]
 
 
-def test_a_real_lens_is_super_resolved(observed_images: Path, tmp_path: Path, bicubic: Path) -> None:
+def test_a_real_lens_is_super_resolved(observed_images: Path, tmp_path: Path) -> None:
     source = observed_images / "two_telescope" / "euclidQ1_example.fits"
-    done = super_resolve_fits(source, tmp_path / "out.fits", bicubic, CPU, hdu="VIS_FLUX")
+    done = super_resolve_fits(source, tmp_path / "out.fits", described_model(tmp_path), CPU, hdu="VIS_FLUX")
     image, header = fits.getdata(source, "VIS_FLUX"), fits.getheader(source, "VIS_FLUX")
     result, written = fits.getdata(tmp_path / "out.fits"), fits.getheader(tmp_path / "out.fits")
     assert result.shape == (2 * image.shape[0], 2 * image.shape[1])
     assert done["noise_source"] == "noise from RMS"
+    assert done["notes"] == []
     assert np.nansum(result) == pytest.approx(np.nansum(image), rel=0.01)
     np.testing.assert_allclose(
         WCS(written).all_pix2world(2 * 90 + 0.5, 2 * 80 + 0.5, 0), WCS(header).all_pix2world(90, 80, 0), atol=1e-9
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "hdu", "reason"),
+    [
+        ("two_telescope/euclidQ1_example.fits", "NIR_H_FLUX", "the image is from NIR_H"),  # resampled to 0.1"
+        ("two_telescope/euclidQ1_102018665_NEG570040238507752998.fits", "DES_I_BGSUB", "the image is from DECAM_i"),
+        ("two_telescope/euclidQ1_EUCLJ174517.55+655612.5.fits", "HSC_G_FLUX", "the image is from HSC_g"),
+        ("two_telescope/euclidQ1_EUCLJ174517.55+655612.5.fits", "MEGACAM_R_FLUX", "the image is from MEGACAM_r"),
+        ("hst_lenses/HE0435_HST_f814w.fits", "SCI", r'the pixels are 0\.05"'),
+        ("hst_lenses/slacs0946+1006.fits", "SCI", "the pixel scale is not in the header"),
+        ("hst_lenses/J0607_HSTF160W.fits", "SCI", r"background at the edges is .* \(6\.81 sigma\)"),  # 0.0975"
+    ],
+)
+def test_real_images_of_other_telescopes_are_refused_by_a_model_for_vis(
+    observed_images: Path, tmp_path: Path, name: str, hdu: str, reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        super_resolve_fits(observed_images / name, tmp_path / "out.fits", described_model(tmp_path), CPU, hdu=hdu)

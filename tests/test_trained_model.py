@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import sr.trained_model
 from simulate.errors import InputError
 from simulate.shards import Pairs
+from sr.domain import SeenRange, seen_range
 from sr.models import ARCHITECTURES, parameter_count
 from sr.normalisation import Normalisation, fit_normalisation
 from sr.trained_model import TrainedModel, describe_model, interpolation_model, load_model, save_model
@@ -22,6 +24,7 @@ TINY: dict[str, dict[str, Any]] = {
     "srresnet": {"blocks": 1, "features": 8},
     "rcan": {"groups": 1, "blocks": 1, "features": 8, "reduction": 4},
     "srgan": {"blocks": 1, "features": 8},
+    "flow": {"blocks": 1, "features": 8},
 }
 
 
@@ -124,6 +127,61 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     for text in ("41.5", "40.25 [39, 41]", "ab" * 32, "nJy", f"{parameter_count(model.network):,}", "1609.04802"):
         assert text in card
+
+
+def test_the_card_tells_what_the_model_saw_and_where_its_data_came_from(tmp_path: Path) -> None:
+    model = tiny_model()
+    save_model(model, tmp_path / "stored", None)
+    stored = (tmp_path / "stored" / "README.md").read_text(encoding="utf-8")
+    assert f"- trained towards: `hr` of the data whose manifest has SHA-256 `{'ab' * 32}`" in stored
+    assert 'What it saw: blurred, 0.1" pixels.\n' in stored
+    for text in ("by more than 5%", "background of more than 5 sigma", "unless it is told to `--force`"):
+        assert text in stored
+    seen = SeenRange(peak_signal_to_noise=(12.34, 98.76), lr_fwhm_arcsec=0.1604)
+    changes = {"training": {"data": "on-the-fly"}, "target": "hr_noisy", "training_range": seen}
+    model.config = model.config.model_copy(update=changes)
+    save_model(model, tmp_path / "stream", None)
+    stream = (tmp_path / "stream" / "README.md").read_text(encoding="utf-8")
+    assert (
+        "- trained towards: `hr_noisy` of lenses simulated on the fly; normalised and validated on the data" in stream
+    )
+    for text in ("12.3 to 98.8 sigma", 'LR PSF of 0.16" FWHM'):
+        assert text in stream
+    save_model(interpolation_model("bicubic", blob_pairs(1)), tmp_path / "bicubic", None)
+    assert "- not trained\n" in (tmp_path / "bicubic" / "README.md").read_text(encoding="utf-8")
+
+
+def test_scores_are_kept_with_the_model(tmp_path: Path) -> None:
+    scores = {"validation": {"psnr_db": 41.5, "ssim": {"mean": 0.9, "low": 0.8, "high": 0.95}}}
+    model = tiny_model()
+    save_model(model, tmp_path, scores)
+    assert load_model(tmp_path, CPU).config == model.config.model_copy(update={"scores": scores})
+    save_model(load_model(tmp_path, CPU), tmp_path, None)  # weights that were changed have no score
+    assert load_model(tmp_path, CPU).config.scores == {}
+
+
+def test_models_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    model = tiny_model()
+    save_model(model, tmp_path, {"validation": {"psnr_db": 41.5}})
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    del content["scores"], content["training_range"]
+    path.write_text(json.dumps(content))
+    assert load_model(tmp_path, CPU).config == model.config
+
+
+def test_the_range_a_model_saw_is_kept(tmp_path: Path) -> None:
+    pairs = blob_pairs(101)
+    peak = np.sort((pairs.lr / 0.05).max(axis=(1, 2, 3)))
+    seen = seen_range(pairs)
+    assert seen.peak_signal_to_noise == pytest.approx((peak[1], peak[99]), rel=1e-5)
+    assert seen.lr_fwhm_arcsec == pytest.approx(2 * 0.1, rel=0.05)  # a Gaussian of 2 pixels
+    several = dataclasses.replace(pairs.lr_band, psf=np.repeat(pairs.lr_band.psf[None], len(pairs), axis=0))
+    assert seen_range(dataclasses.replace(pairs, lr_band=several)) == seen
+    model = tiny_model()
+    model.config = model.config.model_copy(update={"training_range": seen})
+    save_model(model, tmp_path, None)
+    assert load_model(tmp_path, CPU).config.training_range == seen
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:

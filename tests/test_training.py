@@ -16,10 +16,12 @@ from sr.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from sr.metrics import psnr
 from sr.models import freeze_features
 from sr.normalisation import fit_normalisation
-from sr.samples import Samples, draw_batch, load_samples, transform
+from sr.plan import ModelSettings, TrainSettings
+from sr.samples import Samples, draw_batch, load_samples, transform, undo_transform
+from sr.schedule import LoopSettings, averaging_decay, scheduled_learning_rate
 from sr.trained_model import load_model
-from sr.trainer import LoopSettings, NonFiniteLossError, Trainer, averaging_decay, scheduled_learning_rate
-from sr.training import ModelSettings, TrainSettings, initial_network, train_run
+from sr.trainer import NonFiniteLossError, Trainer
+from sr.training import initial_network, train_run
 
 from .conftest import blob_pairs
 from .test_trained_model import CPU, TINY, tiny_model
@@ -72,15 +74,19 @@ def test_crops_of_lr_and_hr_show_the_same_sky(scale: int, crop_size: int | None)
     generator = torch.Generator().manual_seed(0)
     hr = torch.rand(7, 1, 8 * scale, 11 * scale, generator=generator)
     binned = nn.functional.avg_pool2d(hr, scale)
-    samples = Samples(binned, hr, hr > 0.5, torch.arange(7))
-    lr_crop, hr_crop, mask_crop, rows = draw_batch(samples, 64, crop_size, True, generator)
+    samples = Samples(binned, hr, hr > 0.5, binned + 1, torch.arange(7))
+    batch = draw_batch(samples, 64, crop_size, True, generator)
+    lr_crop, hr_crop = batch.lr, batch.hr
     size = crop_size or 8
     assert lr_crop.shape == (64, 1, size, size)
     torch.testing.assert_close(nn.functional.avg_pool2d(hr_crop, scale), lr_crop)
-    assert torch.equal(mask_crop, hr_crop > 0.5)
-    assert set(rows.tolist()) == set(range(7))
-    for row, crop in zip(rows, lr_crop, strict=True):
-        assert torch.isin(crop, binned[row]).all()
+    assert torch.equal(batch.mask, hr_crop > 0.5)
+    assert torch.equal(batch.noise, lr_crop + 1)
+    assert set(batch.rows.tolist()) == set(range(7))
+    for row, symmetry, crop in zip(batch.rows, batch.symmetry, lr_crop, strict=True):
+        upright = undo_transform(crop[None], symmetry[None])[0, 0]
+        windows = binned[row, 0].unfold(0, size, 1).unfold(1, size, 1).flatten(0, 1)
+        assert (windows == upright).all((1, 2)).sum() == 1
 
 
 def test_the_average_is_the_recursion_it_says() -> None:
@@ -127,12 +133,16 @@ def test_frozen_parameters_and_statistics_stay_bit_identical() -> None:
         assert torch.equal(tensor, before[name]) != name.startswith("upsampling."), name
 
 
-@pytest.mark.parametrize("architecture", ["srresnet", "srgan"])
+@pytest.mark.parametrize(
+    ("architecture", "network"),
+    [("srresnet", {}), ("srgan", {}), ("srgan", {"adversary": "relativistic"}), ("flow", {})],
+)
 def test_a_killed_training_resumes_to_the_same_bits(
-    architecture: str, blob_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    architecture: str, network: dict[str, str], blob_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = blob_run()
-    folder, settings = run / "train" / architecture, quick_settings(architecture)
+    model = ModelSettings(architecture=architecture, settings=TINY[architecture] | network)
+    folder, settings = run / "train" / architecture, quick_settings().model_copy(update={"models": (model,)})
     straight = train_run(run, settings, 3, CPU, resume=False)
     weights = load_file(folder / "model.safetensors")
     log = (folder / "log.jsonl").read_text()
@@ -178,12 +188,10 @@ def test_the_warm_start_of_srgan_is_plain_training(blob_run: Callable[..., Path]
 def test_a_loss_that_is_not_finite_names_step_and_samples_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     samples = blob_samples(40, first_index=100)
     samples.hr[17] = math.inf
-    generator = torch.Generator().manual_seed(2)
-    batches = [draw_batch(samples, 4, 10, True, generator)[3] for _ in range(20)]
+    trainer = Trainer(tiny_model("rcan").network, samples, LoopSettings(**QUICK), seed=2)
+    batches = [trainer._draw(step, 0, samples).rows for step in range(1, 21)]
     first = next(step for step, rows in enumerate(batches, 1) if 17 in rows)
     assert first > 5  # a checkpoint is there
-    settings = LoopSettings(**QUICK)
-    trainer = Trainer(tiny_model("rcan").network, samples, settings, seed=2)
     named = [100 + row for row in batches[first - 1].tolist()]
     message = rf"step {first}: loss is not finite; the batch held samples \[{', '.join(map(str, named))}\]"
     with pytest.raises(NonFiniteLossError, match=message):
@@ -269,6 +277,18 @@ def test_the_seed_alone_decides_the_first_weights() -> None:
         ([{"architecture": "fsrcnn", "name": "../up"}], {}, r"models\.1\.name: '\.\./up' cannot"),
         ([{"architecture": "fsrcnn", "name": "bicubic"}], {}, r"models\.1\.name: 'bicubic' cannot"),
         ([{"architecture": "fsrcnn"}], {"crop_size": 17}, "crop_size: expected at most 16.*found 17"),
+        (
+            [{"architecture": "fsrcnn", "large_patch": {"steps": 1, "crop_size": 18, "learning_rate": 1e-4}}],
+            {},
+            r"models\.1: large_patch\.crop_size: expected at most 16.*found 18",
+        ),
+        ([{"architecture": "srgan"}], {"accumulate": 2}, r"models\.1: srgan learns against a discriminator"),
+        (
+            [{"architecture": "fsrcnn", "trainable": ["upsample"]}],
+            {},
+            r"models\.1\.trainable.*mean 'upsampling'",
+        ),
+        ([{"architecture": "fsrcnn", "warm_start": "nowhere"}], {}, "nowhere: not a model folder"),
         ([], {}, "at least one model"),
     ],
 )

@@ -1,4 +1,7 @@
+import copy
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from sr.metrics import image_scores
 from sr.trained_model import TrainedModel, interpolation_model, load_model, save_model
 from sr.trainer import Trainer
 from sr.transfer import TransferSettings, cross_validate, transfer_run
-from sr.transfer_variants import VARIANTS, VariantTrainer
+from sr.transfer_variants import VariantTrainer
 
 from .conftest import blob_pairs, write_dataset
 from .test_trained_model import CPU, tiny_model
@@ -76,6 +79,35 @@ def test_training_the_frozen_stage_leaves_features_and_statistics_bit_identical(
         assert not tensor.is_floating_point() or not torch.equal(tensor, before[name]), name
 
 
+def test_the_layers_to_train_while_the_others_are_frozen_can_be_named() -> None:
+    names = ("head", "body.1")
+    trainer = VariantTrainer(SETTINGS.model_copy(update={"trainable": names}), 0, CPU, ignore)
+    model = tiny_model("srresnet")
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    trainer.train_frozen(model, two_bands(), "here")
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, before[name]) != name.startswith(("head.", "body.1.")), name
+
+
+def test_adapters_change_little_of_each_layer_and_leave_a_plain_network() -> None:
+    pretrained = tiny_model("srresnet")
+    before = {name: tensor.clone() for name, tensor in pretrained.network.state_dict().items()}
+    adapted, pairs = copy.deepcopy(pretrained), two_bands()
+    trainer = VariantTrainer(SETTINGS.model_copy(update={"adapter_rank": 1}), 0, CPU, ignore)
+    trainer.train_adapters(adapted, pairs, "here", 1)
+    after = adapted.network.state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        change = (tensor - before[name]).double()
+        assert bool(change.any()) == (change.ndim > 1), name  # biases, slopes and batch statistics stay
+        if change.ndim > 1:
+            assert np.linalg.matrix_rank(change.flatten(1).numpy(), tol=1e-4 * float(change.norm())) == 1
+    predicted = trainer.predict_held_out(pretrained, pairs, pairs, 0)
+    assert list(predicted) == list(trainer.settings.variants)
+    assert len({images.tobytes() for images in predicted.values()}) == 5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pretrained.network.state_dict().items())
+
+
 def test_the_unpretrained_model_takes_nothing_from_the_pretrained_one() -> None:
     results = []
     for seed in (0, 1):
@@ -91,14 +123,18 @@ def test_both_ways_of_training_have_the_same_budget(monkeypatch: pytest.MonkeyPa
     trained: list[tuple[int, float]] = []
     init = Trainer.__init__
 
-    def note(self: Trainer, network: Any, samples: Any, settings: Any, *rest: Any) -> None:
+    def note(self: Trainer, network: Any, samples: Any, settings: Any, *rest: Any, **more: Any) -> None:
         trained.append((settings.steps, settings.learning_rate))
-        init(self, network, samples, settings, *rest)
+        init(self, network, samples, settings, *rest, **more)
 
     monkeypatch.setattr(Trainer, "__init__", note)
     pairs = two_bands()
     VariantTrainer(SETTINGS, 0, CPU, ignore).predict_held_out(tiny_model("rcan"), pairs, pairs, 0)
     assert trained == [(2, 1e-3), (3, 2e-4), (5, 2e-3)]
+    trained.clear()
+    settings = SETTINGS.model_copy(update={"adapter_rank": 2, "adapter_learning_rate": 7e-3})
+    VariantTrainer(settings, 0, CPU, ignore).predict_held_out(tiny_model("rcan"), pairs, pairs, 0)
+    assert trained == [(2, 1e-3), (3, 2e-4), (5, 7e-3), (5, 2e-3)]
 
 
 def test_what_is_held_out_is_not_seen(tmp_path: Path) -> None:
@@ -106,7 +142,8 @@ def test_what_is_held_out_is_not_seen(tmp_path: Path) -> None:
     fold_of = assign_folds(pairs.name, 2, np.random.default_rng(0))
     own = np.array([name == "galaxy-1" for name in pairs.name])
     spoiled = replace(pairs, hr=np.where(own[:, None, None, None], -pairs.hr, pairs.hr))
-    trainer = VariantTrainer(SETTINGS, 0, CPU, ignore)
+    # batches that no object can be missing from
+    trainer = VariantTrainer(SETTINGS.model_copy(update={"batch_size": 32}), 0, CPU, ignore)
     clean = cross_validate(trainer, model, pairs, fold_of, tmp_path / "a", "x")
     changed = cross_validate(trainer, model, spoiled, fold_of, tmp_path / "b", "x")
     other_fold = fold_of != fold_of[own][0]
@@ -124,7 +161,7 @@ def test_a_transfer_leaves_all_it_promises(run: Path) -> None:
     data_range = float(np.median(pairs.hr.max((1, 2, 3))))
     assert metrics["data_range"] == pytest.approx(data_range)
     rows = {(row["model"], row["variant"]): row for row in metrics["rows"]}
-    expected = {(model, variant) for model in ("rcan", "srresnet") for variant in VARIANTS}
+    expected = {(model, variant) for model in ("rcan", "srresnet") for variant in SETTINGS.variants}
     assert set(rows) == expected | {("-", "bilinear"), ("-", "bicubic")}
     for row in rows.values():
         assert all(row[score]["low"] <= row[score]["mean"] <= row[score]["high"] for score in SCORES)
@@ -162,6 +199,38 @@ def test_a_transfer_leaves_all_it_promises(run: Path) -> None:
         own = image_scores(file["prediction/-/bicubic"][()], pairs.select(np.array(held)), data_range)["psnr_db"]
         np.testing.assert_allclose(file["prediction/-/bicubic"].attrs["psnr_db"], own)
     assert not (folder / ".folds").exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"adapter_rank": 2}, {"adapter_rank": 2, "final_model": False}], ids=str)
+def test_adapters_are_tabled_and_the_progress_bar_ends_at_its_end(
+    run: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[list[int]] = []
+
+    @contextmanager
+    def note(_: str, total: int) -> Iterator[Callable[..., None]]:
+        bars.append([total, 0])
+
+        def advance(steps: int, note: str = "") -> None:
+            bars[-1][1] += steps
+
+        yield advance
+
+    monkeypatch.setattr(sr.transfer, "progress_bar", note)
+    settings = SETTINGS.model_copy(update={"models": ("rcan",), **changes})
+    metrics = transfer_run(run, settings, 0, CPU, resume=False)
+    per_fold = 15 if "adapter_rank" in changes else 10
+    total = 2 * per_fold + (0 if "final_model" in changes else 5)
+    assert bars == [[total, total]]
+    rows = {row["variant"]: row["psnr_db"]["mean"] for row in metrics["rows"] if row["model"] == "rcan"}
+    assert tuple(rows) == settings.variants
+    gains = {one["minus"]: one["psnr_db"]["mean"] for one in metrics["differences"]}
+    if "adapter_rank" in changes:
+        assert gains["lora"] == pytest.approx(rows["fine-tuned"] - rows["lora"])
+        with h5py.File(run / "transfer" / "examples.h5") as file:
+            assert "lora" in file["prediction/rcan"]
+    else:
+        assert set(gains) == {"unpretrained", "bicubic"}
 
 
 def test_a_killed_transfer_goes_on_with_the_next_fold(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +276,12 @@ def test_pairs_of_another_scale_are_refused(run: Path) -> None:
         ({"models": ("rcan", "rcan")}, "named twice"),
         ({"crop_size": 24}, r"transfer\.crop_size: expected at most 16.*found 24"),
         ({"folds": 7}, r"transfer\.folds: expected at most 6"),
+        (
+            {"trainable": ("upsampling", "body.layer.0")},
+            r"transfer\.trainable: model 'rcan': no layers called 'body\.layer\.0' can learn: "
+            r"did you mean 'body\.layers\.0'\? the parts of this network are head, body, upsampling$",
+        ),
+        ({"trainable": ("upsampling.1",)}, r"no layers called 'upsampling\.1' can learn"),  # a pixel shuffle
     ],
 )
 def test_wrong_settings_are_found_before_anything_is_trained(run: Path, changes: dict[str, Any], message: str) -> None:

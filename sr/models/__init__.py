@@ -14,11 +14,18 @@ from torch import nn
 from simulate.errors import InputError
 from simulate.settings import Settings, parse_settings
 
+from .edsr import Edsr, EdsrSettings
+from .flow import Flow, FlowSettings
 from .fsrcnn import Fsrcnn, FsrcnnSettings
+from .fsrcnn_equivariant import EquivariantFsrcnn, EquivariantFsrcnnSettings
+from .fsrcnn_hybrid import HybridFsrcnn, HybridFsrcnnSettings
 from .interpolation import InterpolationSettings, build_bicubic, build_bilinear
 from .rcan import Rcan, RcanSettings
+from .rdn import Rdn, RdnSettings
+from .srcnn import Srcnn, SrcnnSettings
 from .srgan import SrganSettings
 from .srresnet import Srresnet, SrresnetSettings
+from .swinir import Swinir, SwinirSettings
 
 SCALES = (2, 3, 4, 8)
 
@@ -31,7 +38,7 @@ class Architecture:
     paper: str
     settings: type[Settings]
     sizes: Mapping[str, Settings]
-    """"full" is the paper's, "small" is for CPUs; the interpolations have only "full"."""
+    """From "full", the paper's, to "small", for CPUs; the interpolations have only "full"."""
     build: Callable[[Any, int, int], nn.Module]
     """(settings, scale, channels) -> network."""
     adversarial: bool = False
@@ -59,6 +66,13 @@ ARCHITECTURES: dict[str, Architecture] = {
             trainable=False,
         ),
         Architecture(
+            name="srcnn",
+            paper="Dong et al. 2014, arXiv:1501.00092",
+            settings=SrcnnSettings,
+            sizes={"full": SrcnnSettings(), "small": SrcnnSettings(mapping_kernel=1)},
+            build=Srcnn,
+        ),
+        Architecture(
             name="fsrcnn",
             paper="Dong, Loy & Tang 2016, arXiv:1608.00367",
             settings=FsrcnnSettings,
@@ -69,18 +83,71 @@ ARCHITECTURES: dict[str, Architecture] = {
             build=Fsrcnn,
         ),
         Architecture(
+            name="fsrcnn_equivariant",
+            paper="FSRCNN with the D4 layers of Cohen & Welling 2016, arXiv:1602.07576",
+            settings=EquivariantFsrcnnSettings,
+            sizes={
+                "full": EquivariantFsrcnnSettings(),
+                "small": EquivariantFsrcnnSettings(fields=16, shrunk_fields=4, mapping_layers=2),
+            },
+            build=EquivariantFsrcnn,
+        ),
+        Architecture(
+            name="fsrcnn_hybrid",
+            paper="features of fsrcnn_equivariant, upsampling of FSRCNN",
+            settings=HybridFsrcnnSettings,
+            sizes={
+                "full": HybridFsrcnnSettings(),
+                "small": HybridFsrcnnSettings(fields=5, shrunk_fields=3, mapping_layers=2),
+            },
+            build=HybridFsrcnn,
+        ),
+        Architecture(
             name="srresnet",
             paper="Ledig et al. 2017, arXiv:1609.04802",
             settings=SrresnetSettings,
-            sizes={"full": SrresnetSettings(), "small": SrresnetSettings(blocks=6, features=32)},
+            sizes={
+                "full": SrresnetSettings(),
+                "deep": SrresnetSettings(blocks=18),
+                "small": SrresnetSettings(blocks=6, features=32),
+            },
             build=Srresnet,
+        ),
+        Architecture(
+            name="edsr",
+            paper="Lim et al. 2017, arXiv:1707.02921",
+            settings=EdsrSettings,
+            sizes={
+                "full": EdsrSettings(),
+                "baseline": EdsrSettings(blocks=16, features=64, residual_scale=1),
+                "small": EdsrSettings(blocks=12, features=32, residual_scale=1),
+            },
+            build=Edsr,
+        ),
+        Architecture(
+            name="rdn",
+            paper="Zhang et al. 2018, arXiv:1802.08797",
+            settings=RdnSettings,
+            sizes={"full": RdnSettings(), "small": RdnSettings(blocks=4, layers=4, growth=16, features=32)},
+            build=Rdn,
         ),
         Architecture(
             name="rcan",
             paper="Zhang et al. 2018, arXiv:1807.02758",
             settings=RcanSettings,
-            sizes={"full": RcanSettings(), "small": RcanSettings(groups=3, blocks=4, features=32, reduction=8)},
+            sizes={
+                "full": RcanSettings(),
+                "compact": RcanSettings(groups=5, blocks=10),
+                "small": RcanSettings(groups=3, blocks=4, features=32, reduction=8),
+            },
             build=Rcan,
+        ),
+        Architecture(
+            name="swinir",
+            paper="SwinIR-light: Liang et al. 2021, arXiv:2108.10257",
+            settings=SwinirSettings,
+            sizes={"full": SwinirSettings(), "small": SwinirSettings(groups=2, layers=2, features=32, heads=4)},
+            build=Swinir,
         ),
         Architecture(
             name="srgan",
@@ -92,6 +159,13 @@ ARCHITECTURES: dict[str, Architecture] = {
             },
             build=Srresnet,
             adversarial=True,
+        ),
+        Architecture(
+            name="flow",
+            paper="flow matching: Lipman et al. 2023, arXiv:2210.02747",
+            settings=FlowSettings,
+            sizes={"full": FlowSettings(), "small": FlowSettings(blocks=6, features=48)},
+            build=Flow,
         ),
     )
 }
@@ -130,10 +204,27 @@ def parameter_count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def freeze_features(network: nn.Module) -> None:
-    """Let only the layers after the features (`network.upsampling`) learn. Batch statistics are frozen too."""
+def find_submodules(network: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
+    """Submodules by name ("upsampling", "body.layers.2"). Raises `InputError` if one does not exist or cannot learn."""
+    known = {name: module for name, module in network.named_modules() if name and list(module.parameters())}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            parts = ", ".join(part for part in known if "." not in part)
+            raise InputError(f"no layers called {name!r} can learn: {hint}the parts of this network are {parts}")
+    return [known[name] for name in names]
+
+
+def freeze_features(network: nn.Module, trainable: tuple[str, ...] = ("upsampling",)) -> None:
+    """Let only the submodules called `trainable` learn. Batch statistics of the others are frozen too.
+
+    Raises `InputError` as `find_submodules`.
+    """
+    chosen = find_submodules(network, trainable)
     network.requires_grad_(False)
-    network.get_submodule("upsampling").requires_grad_(True)
+    for module in chosen:
+        module.requires_grad_(True)
     network.train(network.training)
 
 

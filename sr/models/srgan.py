@@ -1,10 +1,15 @@
 """SRGAN (Ledig et al. 2017, arXiv:1609.04802, figure 4): SRResNet as generator, a VGG-style discriminator."""
 
+from typing import Literal
+
 import torch
 from pydantic import PositiveInt
 from torch import nn
 
-from .srresnet import SrresnetSettings
+from .srresnet import FreezableBatchNorm2d, SrresnetSettings
+
+AdversaryKind = Literal["standard", "relativistic", "least-squares"]
+"""What generator and discriminator play for; the losses are in `sr.adversarial`."""
 
 MINIMUM_CROP = 16  # HR pixels; four strides of 2 leave one pixel
 
@@ -15,6 +20,7 @@ class SrganSettings(SrresnetSettings):
     discriminator_features: PositiveInt = 64
     """Channels of the discriminator's first convolution; the last has eight times as many."""
     discriminator_dense: PositiveInt = 1024
+    adversary: AdversaryKind = "standard"
 
 
 class Discriminator(nn.Module):
@@ -36,7 +42,7 @@ class Discriminator(nn.Module):
             outputs = factor * features
             layers += [
                 nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
+                FreezableBatchNorm2d(outputs),
                 nn.LeakyReLU(0.2),
             ]
             inputs, side = outputs, (side + stride - 1) // stride

@@ -6,6 +6,7 @@ from torch import nn
 
 from simulate.settings import Settings
 
+from ..processes import mean_over_processes, process_count
 from .pixel_shuffle import shuffle_stages
 
 
@@ -19,11 +20,29 @@ class SrresnetSettings(Settings):
 class FreezableBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that stays in evaluation mode while its weights are frozen.
 
-    Without this the running statistics of a frozen network go on changing in training mode.
+    Without this the running statistics of a frozen network go on changing in training mode. In several processes the
+    statistics are those of the whole batch.
     """
 
     def train(self, mode: bool = True) -> "FreezableBatchNorm2d":
         return super().train(mode and self.weight.requires_grad)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B,C,h,w) -> (B,C,h,w)."""
+        if not self.training or process_count() == 1:
+            return super().forward(x)
+        values = x.float()
+        mean = mean_over_processes(values.mean((0, 2, 3)))
+        difference = values - mean[:, None, None]
+        variance = mean_over_processes((difference**2).mean((0, 2, 3)))
+        with torch.no_grad():
+            buffers, weight = dict(self.named_buffers()), self.momentum or 0.0
+            count = process_count() * x.numel() / x.shape[1]
+            buffers["running_mean"].lerp_(mean, weight)
+            buffers["running_var"].lerp_(variance * (count / (count - 1)), weight)
+            buffers["num_batches_tracked"].add_(1)
+        gain = self.weight * (variance + self.eps).rsqrt()
+        return (difference * gain[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
