@@ -173,3 +173,23 @@ def _with_quasar(scene: Scene, settings: QuasarSettings) -> Scene:
     magnitude = scene.draw["quasar_magnitude"]
     images = quasar_images(settings, partial(scene_deflection, scene), *place, magnitude, theta_e_arcsec)
     return replace(scene, point_source_model_list=["LENSED_POSITION"], kwargs_ps=[images])
+
+
+SMOOTH_MODELS = ("EPL", "SIE", "SHEAR", "MULTIPOLE")
+"""What `draw_macro`, the kinds of lensing and the presets make a lens of, besides substructure."""
+
+
+def without_substructure(scene: Scene, lensing: LensingSettings) -> Scene:
+    """The same lens, source and light without the substructure and without what compensates its mean mass.
+
+    That is the lens that a scene of the class "none" would have had. `lensing` is the setting that the scene was drawn
+    with: the images of a quasar are sought again.
+    """
+    smooth = [row for row, name in enumerate(scene.lens_model_list) if name in SMOOTH_MODELS]
+    bare = replace(
+        scene,
+        lens_model_list=[scene.lens_model_list[row] for row in smooth],
+        kwargs_lens=[scene.kwargs_lens[row] for row in smooth],
+        lens_redshift_list=[],
+    )
+    return _with_quasar(bare, lensing) if isinstance(lensing, QuasarSettings) else bare

@@ -17,11 +17,21 @@ from simulate.progress import progress_bar
 from simulate.settings import Settings
 from simulate.shards import Pairs, file_sha256, manifest_sha256, read_pairs, write_atomically
 
-from .classical import BLUR_SIGMAS_LR_PIXELS, WIENER_NOISE_TO_SIGNAL, blur_control, tune, wiener
-from .metrics import data_range_of, image_scores, summarise
+from .classical import (
+    BLUR_SIGMAS_LR_PIXELS,
+    WIENER_NOISE_TO_SIGNAL,
+    blur_control,
+    richardson_lucy,
+    tune,
+    tune_richardson_lucy,
+    wiener,
+)
+from .metrics import data_range_of, fidelity_scores, image_scores, summarise
 from .models import ARCHITECTURES, parameter_count
+from .spectral_metrics import summarise_spectra
 from .stages import METRICS_NAME, fingerprint, finished_metrics, write_metrics
 from .trained_model import CONFIG_NAME, WEIGHTS_NAME, TrainedModel, interpolation_model, load_model
+from .truth_parts import TruthParts, render_truth_parts
 
 EXAMPLES_NAME = "examples.h5"
 EXAMPLE_QUANTILES = (0.5, 0.1, 0.9)
@@ -33,6 +43,8 @@ class EvaluateSettings(Settings):
     """How to evaluate; what is evaluated is every finished model of the run."""
 
     batch_size: int = Field(32, ge=1)
+    self_ensemble: bool = False
+    """Also score the mean of each network's answers over the 8 symmetries of the square, as "<name> x8"."""
 
 
 def finished_models(run: Path, device: torch.device) -> list[TrainedModel]:
@@ -64,8 +76,9 @@ def evaluate_run(
     """Score the baselines and all finished models on RUN/data's test split; write RUN/evaluate.
 
     Each row of metrics.json has means over scenes with 95 % bootstrap intervals, overall and per class, and the gain in
-    PSNR over bicubic, paired by scene. Whatever has to be chosen (sigma of the blur control, noise of the Wiener
-    filter, `best_model`) is chosen on the validation split.
+    PSNR over bicubic, paired by scene. "references" are rows of the truth itself and of the truth without substructure;
+    "spectra" has curves. Whatever has to be chosen (sigma of the blur control, noise of the Wiener
+    filter, iterations of Richardson-Lucy, `best_model`) is chosen on the validation split.
     """
     started = perf_counter()
     folder = run / "evaluate"
@@ -86,6 +99,8 @@ def evaluate_run(
     noise_to_signal = tune(wiener, WIENER_NOISE_TO_SIGNAL, validation, data_range)
     methods["blur control"] = partial(blur_control, sigma_lr_pixels=sigma)
     methods["wiener"] = partial(wiener, noise_to_signal=noise_to_signal)
+    iterations = tune_richardson_lucy(validation, data_range, device)
+    methods["richardson-lucy"] = partial(richardson_lucy, iterations=iterations, device=device)
     about: dict[str, dict[str, Any]] = {
         model.name: {
             "architecture": model.config.architecture,
@@ -96,16 +111,24 @@ def evaluate_run(
     }
     about["blur control"] = {"kind": "baseline", "parameters": 0, "chosen": {"sigma_lr_pixels": sigma}}
     about["wiener"] = {"kind": "baseline", "parameters": 0, "chosen": {"noise_to_signal": noise_to_signal}}
-    order = ["bilinear", "bicubic", "blur control", "wiener", *(model.name for model in models)]
+    about["richardson-lucy"] = {"kind": "baseline", "parameters": 0, "chosen": {"iterations": iterations}}
+    doubles = {f"{model.name} x8": model for model in models if settings.self_ensemble}
+    for name, model in doubles.items():
+        methods[name] = _super_resolve(model, device, settings.batch_size, self_ensemble=True)
+        about[name] = {**about[model.name], "self_ensemble": True}
+    baselines = [name for name in methods if about[name]["kind"] == "baseline"]
+    order = [*baselines, *(model.name for model in models), *doubles]
 
-    scores, speed = {}, {}
+    parts, missing = _truth_parts(test, run / "data", device)
+    scores, speed, spectra = {}, {}, {}
     with progress_bar("evaluate", len(order)) as advance:
         for name in order:
             methods[name](test.select(np.arange(min(2, len(test)))))  # the first call of a method is slower
             clock = perf_counter()
             prediction = methods[name](test)
             speed[name] = len(test) / (perf_counter() - clock)
-            scores[name] = image_scores(prediction, test, data_range)
+            fidelity, spectra[name] = fidelity_scores(prediction, test, parts)
+            scores[name] = {**image_scores(prediction, test, data_range), **fidelity}
             advance(note=name)
     generator = np.random.default_rng(seed)
     rows = [
@@ -122,6 +145,13 @@ def evaluate_run(
     _write_examples(folder / EXAMPLES_NAME, methods, order, test, gain)
     content = {
         "rows": rows,
+        "references": _references(test, parts, generator),
+        "macro_model_missing": missing,
+        "spectra": {
+            "lr_nyquist_cycles_per_arcsec": 0.5 / test.lr_band.pixel_scale_arcsec,
+            "frequency_lr_nyquist": spectra["bicubic"].frequency.tolist(),
+            "methods": {name: summarise_spectra(spectra[name], generator) for name in order},
+        },
         "best_model": best,
         "data_range": data_range,
         "scenes": len(test),
@@ -133,8 +163,28 @@ def evaluate_run(
     return write_metrics(folder, identity, perf_counter() - started, content)
 
 
-def _super_resolve(model: TrainedModel, device: torch.device, batch_size: int) -> Method:
-    return lambda pairs: model.super_resolve(pairs.lr, pairs.lr_noise, device, batch_size)
+def _super_resolve(model: TrainedModel, device: torch.device, batch_size: int, self_ensemble: bool = False) -> Method:
+    return lambda pairs: model.super_resolve(pairs.lr, pairs.lr_noise, device, batch_size, self_ensemble)
+
+
+def _truth_parts(pairs: Pairs, folder: Path, device: torch.device) -> tuple[TruthParts | None, str | None]:
+    """The truth's parts, or the reason why the data do not give them."""
+    try:
+        return render_truth_parts(pairs, folder, device), None
+    except InputError as error:
+        return None, str(error)
+
+
+def _references(pairs: Pairs, parts: TruthParts | None, generator: np.random.Generator) -> list[dict[str, Any]]:
+    """How the truth itself scores against the LR images, and an image that knows all but the substructure."""
+    rows = [{"model": "truth", **summarise(fidelity_scores(pairs.hr, pairs, parts)[0], generator)}]
+    if parts:
+        chosen = np.flatnonzero(np.isfinite(parts.macro).all((1, 2, 3)))
+        some = TruthParts(parts.macro[chosen], parts.lens_light[chosen])
+        if len(chosen):
+            scores, _ = fidelity_scores(some.macro, pairs.select(chosen), some)
+            rows.append({"model": "truth without substructure", **summarise(scores, generator)})
+    return rows
 
 
 def _summary(

@@ -1,4 +1,6 @@
-"""How good is an image: MSE, PSNR, SSIM and flux error, over real pixels, with a fixed data range."""
+"""How good is an image: MSE, PSNR, SSIM and flux error, over real pixels, with a fixed data range; and how true."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -6,11 +8,22 @@ from torch.nn import functional
 
 from simulate.shards import Pairs
 
-from .bootstrap import bootstrap_interval
+from .bootstrap import bootstrap_along
+from .operators import forward_operator
+from .residual_metrics import consistency_scores, substructure_scores
+from .shape_metrics import arc_mask, shape_scores
+from .spectral_metrics import Spectra, spectra, spectral_scores
+
+if TYPE_CHECKING:
+    from .truth_parts import TruthParts
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 CHUNK = 64  # images scored at a time: bounds the memory
+MEDIAN_SCORES = ("centroid_offset_arcsec", "ellipticity_error", "substructure_error")
+"""Errors without a sign: the few scenes in which there is little to measure would make up most of their mean."""
+SIGNED_SCORES = ("flux_error", "arc_flux_error", "half_light_radius_error")
+"""Relative errors: their mean is the bias, and "absolute_..." is the median of their absolute values."""
 
 
 def data_range_of(hr: np.ndarray, mask: np.ndarray) -> float:
@@ -96,18 +109,57 @@ def image_scores(prediction: np.ndarray, pairs: Pairs, data_range: float) -> dic
                 "flux_error": flux_error(*images, mask),
             }
         )
+    return _concatenate(chunks)
+
+
+def fidelity_scores(
+    prediction: np.ndarray, pairs: Pairs, parts: "TruthParts | None"
+) -> tuple[dict[str, np.ndarray], Spectra]:
+    """How true images (N,1,H,W) are, as astronomers measure it: scores (N,) by name, and spectra.
+
+    Those of `shape_scores`, `consistency_scores`, `spectral_scores` and, with `parts` (of the same pairs),
+    `substructure_scores`; NaN where one is not defined. Without `parts`, light of the lens counts as arcs. Raises
+    `InputError` for a truth without light.
+    """
+    chunks: list[dict[str, torch.Tensor]] = []
+    measured: list[Spectra] = []
+    for start in range(0, len(pairs), CHUNK):
+        part = pairs.select(np.arange(start, min(start + CHUNK, len(pairs))))
+        images, truth, real, lr, noise = (
+            torch.from_numpy(one)
+            for one in (prediction[start : start + CHUNK], part.hr, part.hr_mask, part.lr, part.lr_noise)
+        )
+        of_chunk = parts.select(slice(start, start + CHUNK)) if parts else None
+        lens_light = torch.from_numpy(of_chunk.lens_light) if of_chunk else torch.zeros_like(truth)
+        mask = arc_mask(truth - lens_light, noise, real)
+        scores = shape_scores(images - lens_light, truth - lens_light, mask, part.hr_band.pixel_scale_arcsec)
+        scores |= consistency_scores(images, real, lr, noise, forward_operator(part))
+        if of_chunk:
+            scores |= substructure_scores(images, truth, torch.from_numpy(of_chunk.macro), mask)
+        chunks.append(scores)
+        measured.append(spectra(images, truth, real, part.scale))
+    whole = Spectra.concatenate(measured)
+    return {**_concatenate(chunks), **spectral_scores(whole)}, whole
+
+
+def _concatenate(chunks: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
     return {name: torch.cat([chunk[name] for chunk in chunks]).numpy() for name in chunks[0]}
 
 
 def summarise(scores: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, dict[str, float]]:
     """Mean over images of each score with its 95 % bootstrap interval: {"psnr_db": {"mean", "low", "high"}, ...}.
 
-    "absolute_flux_error" is the median of |flux_error|.
+    MEDIAN_SCORES have their median in its place. "absolute_flux_error" is the median of |flux_error|, and so for all of
+    SIGNED_SCORES. Images for which a score is not defined (NaN) are left out, and so is a score that no image has.
     """
-    summary = {name: bootstrap_interval(np.mean, (values,), generator) for name, values in scores.items()}
-    if "flux_error" in scores:
-        absolute = np.abs(scores["flux_error"])
-        summary["absolute_flux_error"] = bootstrap_interval(np.median, (absolute,), generator)
+    absolute = {f"absolute_{name}": np.abs(scores[name]) for name in SIGNED_SCORES if name in scores}
+    summary = {}
+    for name, values in {**scores, **absolute}.items():
+        defined = values[~np.isnan(values)]
+        statistic = np.median if name in absolute or name in MEDIAN_SCORES else np.mean
+        if len(defined):
+            numbers = zip(("mean", "low", "high"), bootstrap_along(statistic, defined, generator), strict=True)
+            summary[name] = {key: float(number) for key, number in numbers}
     return summary
 
 

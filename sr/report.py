@@ -17,7 +17,7 @@ from markupsafe import Markup
 from simulate.provenance import git_revision, package_versions
 from simulate.shards import MANIFEST_NAME, file_sha256, read_manifest, read_shard, write_text
 
-from .report_figures import auc_intervals, confusion_matrices, roc_curves, training_curves
+from .report_figures import auc_intervals, confusion_matrices, roc_curves, spectra_by_scale, training_curves
 from .report_images import data_strip, example_pictures, transfer_pictures
 from .stages import METRICS_NAME, read_metrics
 from .trained_model import WEIGHTS_NAME
@@ -43,6 +43,7 @@ def write_report(run: Path) -> Path:
     stages = {name: _metrics(run / name) for name in STAGES}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"interval": with_interval, "duration": _duration, "scientific": _scientific}
+    environment.filters["nearest"] = _nearest
     template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE_NAME).read_text("utf-8"))
     page = template.render(
         name=run.resolve().name,
@@ -156,6 +157,10 @@ def _figures(run: Path, stages: dict[str, Any]) -> dict[str, Markup]:
     if models:
         baselines = (stages["train"] or {}).get("baselines", {})
         figures["training"] = training_curves(models, baselines.get("bicubic", {}).get("psnr_db"))
+    if spectra := (stages["evaluate"] or {}).get("spectra"):
+        names = [stages["evaluate"]["best_model"], "bicubic", "blur control"]
+        if shown := [name for name in names if spectra["methods"].get(name)]:
+            figures["spectra"] = spectra_by_scale(spectra, shown)
     examples = run / "evaluate" / "examples.h5"
     if stages["evaluate"] and examples.is_file():
         figures["median"] = example_pictures(examples, 0.5, "median")
@@ -181,6 +186,11 @@ def _provenance(run: Path) -> dict[str, Any]:
         "machine": platform.platform(),
         "cpu_count": os.cpu_count(),
     }
+
+
+def _nearest(rows: list[dict[str, Any]], key: str, ideal: float) -> str:
+    """The method whose number is nearest to what the truth itself would have."""
+    return min(rows, key=lambda row: abs(row[key]["mean"] - ideal))["model"]
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 from PIL import Image
 
 INK = "#010203"  # stands for the colour of the text until the figure is in the page
@@ -80,6 +81,36 @@ def training_curves(models: dict[str, dict[str, Any]], bicubic_psnr_db: float | 
         quality.set(xlabel="step", ylabel="validation PSNR (dB)")
         figure.legend(*quality.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8.5)
     return to_svg(figure, "training", "Training loss and validation PSNR of each model against the training step")
+
+
+def spectra_by_scale(spectra: dict[str, Any], names: list[str]) -> Markup:
+    """Power-spectrum transfer and cross-correlation with the truth of some methods, by spatial frequency."""
+    nyquist = spectra["lr_nyquist_cycles_per_arcsec"]
+    frequency = nyquist * np.array(spectra["frequency_lr_nyquist"])
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = _figure(10, 3.8)
+        panels = figure.subplots(1, 2, sharex=True)
+        for axes, key in zip(panels, ("power_transfer", "cross_correlation"), strict=True):
+            for place, name in enumerate(names):
+                curve, colour = spectra["methods"][name][key], COLOURS[place]
+                style = "-" if place == 0 else ("--", ":")[place % 2]  # curves may lie on one another
+                axes.plot(frequency, curve["mean"], style, color=colour, label=name)
+                axes.fill_between(frequency, curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
+            axes.axvline(nyquist, color=INK, linestyle=":", linewidth=1)
+            axes.axhline(1, color=INK, linestyle=":", linewidth=1)
+            axes.set(xlabel="spatial frequency (cycles per arcsec)", xlim=(0, None))
+        panels[0].set(ylabel="transfer, √(power / true power)", yscale="log")
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panels[0].minorticks_off()
+        panels[1].set(ylabel="correlation with the truth", ylim=(None, 1.05))
+        panels[1].annotate(
+            "LR Nyquist", (nyquist, 0), (4, 4), xycoords=("data", "axes fraction"), textcoords="offset points"
+        )
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=8.5
+        )
+    return to_svg(figure, "spectra", "Power-spectrum transfer and correlation with the truth by spatial frequency")
 
 
 def auc_intervals(rows: list[dict[str, Any]], controls: list[dict[str, Any]]) -> Markup:

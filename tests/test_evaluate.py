@@ -14,7 +14,7 @@ from simulate.errors import InputError
 from simulate.shards import Band, Pairs, manifest_sha256, read_pairs, write_json
 from sr.classical import BLUR_SIGMAS_LR_PIXELS, blur_control, tune, wiener
 from sr.evaluate import EvaluateSettings, choose_examples, evaluate_run, finished_models
-from sr.metrics import data_range_of
+from sr.metrics import MEDIAN_SCORES, data_range_of, fidelity_scores
 from sr.models import build_network, parameter_count, resolve_settings
 from sr.normalisation import Normalisation
 from sr.trained_model import TrainedModel, describe_model, interpolation_model, save_model
@@ -93,6 +93,28 @@ def test_network_row_is_counted_and_gains_are_paired(evaluated: tuple[Path, dict
     json.dumps(metrics, allow_nan=False)
 
 
+def test_every_row_says_how_true_the_images_are(evaluated: tuple[Path, dict]) -> None:
+    run, metrics = evaluated
+    test = read_pairs(run / "data", "test")
+    bicubic = interpolation_model("bicubic", test).super_resolve(test.lr, test.lr_noise, CPU)
+    scores, curves = fidelity_scores(bicubic, test, None)
+    row = row_of(metrics, "bicubic")
+    for name, values in scores.items():
+        expected = np.median(values) if name in MEDIAN_SCORES else values.mean()
+        assert row[name]["mean"] == pytest.approx(expected)
+        assert all(name in one for one in metrics["rows"])
+        assert set(row["per_class"]["cdm"]) >= {name}
+    spectra = metrics["spectra"]
+    assert spectra["lr_nyquist_cycles_per_arcsec"] == pytest.approx(5)
+    assert spectra["frequency_lr_nyquist"] == curves.frequency.tolist()
+    correlation = spectra["methods"]["bicubic"]["cross_correlation"]
+    np.testing.assert_allclose(correlation["mean"], curves.correlation.mean(0))
+    assert set(spectra["methods"]) == {one["model"] for one in metrics["rows"]}
+    (truth,) = metrics["references"]
+    assert truth["arc_flux_error"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert "no configuration of a simulation" in metrics["macro_model_missing"]
+
+
 def test_only_finished_models_count(blob_run: Callable[..., Path]) -> None:
     run = blob_run()
     save_untrained(run, "done")
@@ -104,7 +126,8 @@ def test_only_finished_models_count(blob_run: Callable[..., Path]) -> None:
 def test_without_models_the_baselines_remain(blob_run: Callable[..., Path]) -> None:
     metrics = evaluate_run(blob_run(), EvaluateSettings(), seed=0, device=CPU, resume=False)
     assert metrics["best_model"] is None
-    assert [row["model"] for row in metrics["rows"]] == ["bilinear", "bicubic", "blur control", "wiener"]
+    baselines = ["bilinear", "bicubic", "blur control", "wiener", "richardson-lucy"]
+    assert [row["model"] for row in metrics["rows"]] == baselines
 
 
 def test_resume_skips_finished_work_and_a_new_model_is_noticed(
@@ -212,5 +235,5 @@ def test_examples_are_the_median_scene_of_each_class(evaluated: tuple[Path, dict
         assert file["label"][()].tolist() == [0, 1, 2] * 3
         rows = [test.index.tolist().index(one) for one in file["index"][()]]
         np.testing.assert_array_equal(file["hr"][()], test.hr[rows])
-        assert set(file["sr"]) == {"bilinear", "bicubic", "blur control", "wiener", "fsrcnn"}
+        assert set(file["sr"]) == {"bilinear", "bicubic", "blur control", "wiener", "richardson-lucy", "fsrcnn"}
         assert file["sr/fsrcnn"].shape == file["hr"].shape

@@ -64,8 +64,13 @@ def test_run_leaves_what_each_stage_promises(tiny_run: Path) -> None:
     for model in ("fsrcnn", "srresnet", "rcan", "srgan"):
         names = {path.name for path in (tiny_run / "train" / model).iterdir()}
         assert {"model.safetensors", "config.json", "README.md", "metrics.json", "log.jsonl"} <= names
-    rows = {row["model"] for row in json.loads((tiny_run / "evaluate" / "metrics.json").read_text())["rows"]}
+    evaluated = json.loads((tiny_run / "evaluate" / "metrics.json").read_text())
+    rows = {row["model"] for row in evaluated["rows"]}
     assert {"bilinear", "bicubic", "fsrcnn", "srresnet", "rcan", "srgan"} <= rows
+    assert evaluated["macro_model_missing"] is None
+    truth, bare = evaluated["references"]  # the truth is nearer to itself than the same lens without substructure
+    assert (truth["substructure_error"]["mean"], truth["substructure_correlation"]["mean"]) == (0, pytest.approx(1))
+    assert (bare["substructure_error"]["mean"], bare["substructure_correlation"]["mean"]) == (pytest.approx(1), 0)
     page = (tiny_run / "report.html").read_text(encoding="utf-8")
     assert "axion" in page
     assert "<script src" not in page
