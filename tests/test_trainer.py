@@ -19,15 +19,19 @@ from torch import Tensor, nn
 
 from simulate.errors import InputError
 from simulate.shards import read_pairs
+from sr.adversarial import AdversarialSettings, Adversary
 from sr.config import RunConfig, keep_config
 from sr.losses import LossContext
+from sr.models.srgan import Discriminator
+from sr.normalisation import fit_normalisation
 from sr.plan import ModelSettings
-from sr.samples import Batch
+from sr.samples import Batch, load_samples
 from sr.schedule import LargePatchSettings, LoopSettings, scheduled_learning_rate
 from sr.trained_model import load_model
 from sr.trainer import OutOfTimeError, Trainer
 from sr.training import train_run
 
+from .conftest import blob_pairs
 from .test_trained_model import CPU, TINY, tiny_model
 from .test_training import QUICK, blob_samples, ignore, quick_settings
 
@@ -249,3 +253,24 @@ def test_torchrun_is_for_training_alone(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "`doctor` in one" in done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("architecture", ["fsrcnn", "srresnet", "rcan", "srgan", "flow"])
+def test_a_step_on_a_gpu_does_not_wait_for_it(architecture: str) -> None:
+    cuda = torch.device("cuda")
+    pairs = blob_pairs(6)
+    samples = load_samples(pairs, fit_normalisation(pairs), "hr", cuda)
+    adversary = None
+    if architecture == "srgan":
+        discriminator = Discriminator(20, 1, features=8, dense=16).to(cuda)
+        adversary = Adversary(discriminator, AdversarialSettings(warm_start_fraction=0), 20, autocast=True)
+    trainer = Trainer(tiny_model(architecture).network, samples, LoopSettings(**QUICK, compile=False), 0, adversary)
+    trainer._step(1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(2, 6):
+            trainer._step(step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer._collect()["step"] == 5
