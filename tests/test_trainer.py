@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from pipeline import app
 from simulate.errors import InputError
 from simulate.shards import read_pairs
 from sr.adversarial import AdversarialSettings, Adversary
@@ -274,3 +276,16 @@ def test_a_step_on_a_gpu_does_not_wait_for_it(architecture: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer._collect()["step"] == 5
+
+
+def test_the_command_stops_in_time_and_goes_on(blob_run: Callable[..., Path]) -> None:
+    run = blob_run()
+    keep_config(RunConfig(seed=0, train=quick_settings("rcan")), run)
+    command = ["train", "--out", str(run), "--device", "cpu"]
+    stopped = CliRunner().invoke(app, [*command, "--minutes", "0"])
+    assert stopped.exit_code == 3
+    assert "rcan: out of time before it went on; the same command goes on from there" in stopped.stderr
+    assert not (run / "train/metrics.json").exists()
+    done = CliRunner().invoke(app, [*command, "--minutes", "60"])
+    assert done.exit_code == 0, done.output
+    assert (run / "train/rcan/model.safetensors").is_file()
