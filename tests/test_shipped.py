@@ -21,7 +21,7 @@ from sr.trained_model import interpolation_model, load_model, save_model
 from .conftest import blob_pairs
 
 CPU = torch.device("cpu")
-MAXIMUM_BYTES = 8_000_000
+MAXIMUM_BYTES = 8 * 2**20
 
 
 def ship(folder: Path, name: str, psnr_db: Any = None, scale: int = 2, **changes: Any) -> None:

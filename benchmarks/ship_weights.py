@@ -1,0 +1,103 @@
+"""Put trained models into the package: python -m benchmarks.ship_weights RUN NAME ...
+
+A model goes to sr/weights/NAME: weights in half precision, config.json and a card, with validation scores measured anew
+on what was stored. One that loses more than 0.01 dB by being stored so, or that has more than 8 MiB, is refused, and
+nothing of it is written. Networks are float32 again when they are loaded.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from simulate.errors import InputError
+from simulate.shards import Pairs, manifest_sha256, read_pairs
+from sr.config import find_device
+from sr.metrics import data_range_of, image_scores, summarise
+from sr.shipped import WEIGHTS_FOLDER
+from sr.trained_model import TrainedModel, interpolation_model, load_model, save_model
+
+MAXIMUM_BYTES = 8 * 2**20
+"""Of a model's files together."""
+MAXIMUM_LOSS_DB = 0.01
+
+
+def measure(model: TrainedModel, val: Pairs, data_range: float, device: torch.device) -> dict[str, np.ndarray]:
+    """PSNR and SSIM of each validation scene."""
+    scores = image_scores(model.super_resolve(val.lr, val.lr_noise, device), val, data_range)
+    return {name: scores[name] for name in ("psnr_db", "ssim")}
+
+
+def in_half_precision(model: TrainedModel) -> TrainedModel:
+    """A copy to be stored."""
+    training = {**model.config.training, "stored_as": "float16"}
+    config = model.config.model_copy(update={"training": training})
+    return TrainedModel(model.name, copy.deepcopy(model.network).half(), config)
+
+
+def ship(
+    run: Path, name: str, val: Pairs, data_range: float, weights: Path, device: torch.device, seed: int = 0
+) -> dict[str, Any]:
+    """Store RUN/train/NAME in `weights`; returns its validation scores, those of its card.
+
+    Raises `InputError` if the model was trained on other data than RUN/data, loses too much or is too large.
+    """
+    model = load_model(run / "train" / name, device)
+    if model.config.data_sha256 != manifest_sha256(run / "data"):
+        raise InputError(f"{run / 'train' / name}: was trained on other data than {run / 'data'}")
+    before = measure(model, val, data_range, device)
+    small = in_half_precision(model)
+    bicubic = measure(interpolation_model("bicubic", val), val, data_range, device)["psnr_db"]
+    with TemporaryDirectory() as temporary:
+        trial = Path(temporary) / name
+        save_model(small, trial, None)
+        after = measure(load_model(trial, device), val, data_range, device)
+        change = float(after["psnr_db"].mean() - before["psnr_db"].mean())
+        if not change >= -MAXIMUM_LOSS_DB:  # NaN is refused, too
+            raise InputError(
+                f"{name}: its PSNR changes by {change:.4f} dB when it is stored as float16, at most "
+                f"{MAXIMUM_LOSS_DB:g} dB may be lost; train it again, with a smaller learning rate"
+            )
+        scores = {
+            **summarise(after, np.random.default_rng(seed)),
+            "psnr_gain_over_bicubic_db": float(after["psnr_db"].mean() - bicubic.mean()),
+            "psnr_change_by_float16_db": change,
+        }
+        save_model(small, trial, {"validation": scores})
+        size = sum(path.stat().st_size for path in trial.iterdir())
+    if size > MAXIMUM_BYTES:
+        raise InputError(f"{name}: its files have {size:,} bytes, at most {MAXIMUM_BYTES:,} can be shipped")
+    save_model(small, weights / name, {"validation": scores})
+    return scores
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("names", nargs="+", metavar="NAME")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER, metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    train, val = (read_pairs(options.run / "data", split) for split in ("train", "val"))
+    data_range = data_range_of(train.hr, train.hr_mask)
+    for name in options.names:
+        scores = ship(options.run, name, val, data_range, options.weights, find_device(options.device))
+        size = sum(path.stat().st_size for path in (options.weights / name).iterdir())
+        print(
+            f"{options.weights / name}: {size:,} bytes; validation PSNR {scores['psnr_db']['mean']:.3f} dB, "
+            f"changed by {scores['psnr_change_by_float16_db']:+.5f} dB by half precision"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
