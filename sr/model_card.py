@@ -16,12 +16,20 @@ if TYPE_CHECKING:
 CARD_NAME = "README.md"
 
 
+NOT_IN_CARD = ("compile", "log_interval", "checkpoint_interval", "validation_interval")
+"""Settings of a training that a user of the model need not know; config.json has them."""
+
+
 def write_card(folder: Path, model: TrainedModel, scores: dict[str, Any] | None) -> None:
     """Write the model card; `scores` maps a split to `{score: number or {"mean", "low", "high"}}`."""
     config = model.config
     architecture = find_architecture(config.architecture)
     settings = ", ".join(f"{key} {value}" for key, value in config.settings.items()) or "none"
-    training = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in config.training.items())
+    training = "\n".join(
+        f"- {key.replace('_', ' ')}: {_plain(value)}"
+        for key, value in config.training.items()
+        if value is not None and key not in NOT_IN_CARD
+    )
     seen = ""
     if config.training_range is not None:
         low, high = config.training_range.peak_signal_to_noise
@@ -68,6 +76,15 @@ def _describe_data(config: ModelConfig) -> str:
     if config.training.get("data") == "on-the-fly":
         return f"{target} of lenses simulated on the fly; normalised and validated on the {stored}"
     return f"{target} of the {stored}"
+
+
+def _plain(value: Any) -> str:
+    """A setting as one writes it: `l1 1, ssim 0.1` for a mapping."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _score_table(scores: dict[str, Any] | None) -> str:
