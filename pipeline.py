@@ -269,6 +269,12 @@ def super_resolve(
     force: Annotated[
         bool, typer.Option("--force", help="Go on with an image that the model was not trained for.")
     ] = False,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Posterior draws whose scatter becomes the HDU SIGMA. Default: 16 for a flow, else 0."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT.fits if it exists.")] = False,
 ) -> None:
     """Super-resolve a FITS image of any size, keeping its header and sky coordinates."""
@@ -284,6 +290,7 @@ def super_resolve(
         force=force,
         scale=scale,
         self_ensemble=self_ensemble,
+        draws=draws,
     )
     for note in done["notes"]:
         typer.echo(f"note: {note}", err=True)

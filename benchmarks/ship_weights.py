@@ -30,7 +30,7 @@ MAXIMUM_LOSS_DB = 0.01
 
 def measure(model: TrainedModel, val: Pairs, data_range: float, device: torch.device) -> dict[str, np.ndarray]:
     """PSNR and SSIM of each validation scene."""
-    scores = image_scores(model.super_resolve(val.lr, val.lr_noise, device), val, data_range)
+    scores = image_scores(model.super_resolve_pairs(val, device), val, data_range)
     return {name: scores[name] for name in ("psnr_db", "ssim")}
 
 
@@ -38,7 +38,7 @@ def in_half_precision(model: TrainedModel) -> TrainedModel:
     """A copy to be stored."""
     training = {**model.config.training, "stored_as": "float16"}
     config = model.config.model_copy(update={"training": training})
-    return TrainedModel(model.name, copy.deepcopy(model.network).half(), config)
+    return TrainedModel(model.name, copy.deepcopy(model.network).half(), config, model.kernel)
 
 
 def ship(

@@ -119,7 +119,8 @@ def bicubic_psnr_db(data: Path) -> float:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with what the device and `--quick` imply."""
-    trainable = [name for name, one in ARCHITECTURES.items() if one.trainable]
+    # the plain loop has nothing to tell a network that knows the degradation
+    trainable = [name for name, one in ARCHITECTURES.items() if one.trainable and not one.knows_degradation]
     usual = [name for name in trainable if not ARCHITECTURES[name].adversarial]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))

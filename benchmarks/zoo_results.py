@@ -138,7 +138,7 @@ def _method(
         return partial(classical[row["model"]], **row["chosen"])
     network = model or interpolation_model(row["model"], test)
     ensemble = row.get("self_ensemble", False)
-    return lambda pairs: network.super_resolve(pairs.lr, pairs.lr_noise, device, batch_size, ensemble)
+    return lambda pairs: network.super_resolve_pairs(pairs, device, batch_size, ensemble)
 
 
 def measure_speed(method: Method, test: Pairs, batch_size: int) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _representations(
     """name -> (kind, images (N,1,H,W) of pairs), in the order of the tables."""
 
     def super_resolved(model: TrainedModel) -> Callable[[Pairs], np.ndarray]:
-        return lambda pairs: model.super_resolve(pairs.lr, pairs.lr_noise, device)
+        return lambda pairs: model.super_resolve_pairs(pairs, device)
 
     def interpolated(pairs: Pairs) -> np.ndarray:
         return interpolation_model("bicubic", pairs).super_resolve(pairs.lr, pairs.lr_noise, device)

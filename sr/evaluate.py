@@ -31,6 +31,7 @@ from .models import ARCHITECTURES, parameter_count
 from .spectral_metrics import summarise_spectra
 from .stages import METRICS_NAME, fingerprint, finished_metrics, write_metrics
 from .trained_model import CONFIG_NAME, WEIGHTS_NAME, TrainedModel, interpolation_model, load_model
+from .trust import Trust, UncertaintySettings
 from .truth_parts import TruthParts, render_truth_parts
 
 EXAMPLES_NAME = "examples.h5"
@@ -45,6 +46,7 @@ class EvaluateSettings(Settings):
     batch_size: int = Field(32, ge=1)
     self_ensemble: bool = False
     """Also score the mean of each network's answers over the 8 symmetries of the square, as "<name> x8"."""
+    uncertainty: UncertaintySettings = UncertaintySettings()
 
 
 def finished_models(run: Path, device: torch.device) -> list[TrainedModel]:
@@ -77,8 +79,9 @@ def evaluate_run(
 
     Each row of metrics.json has means over scenes with 95 % bootstrap intervals, overall and per class, and the gain in
     PSNR over bicubic, paired by scene. "references" are rows of the truth itself and of the truth without substructure;
-    "spectra" has curves. Whatever has to be chosen (sigma of the blur control, noise of the Wiener
-    filter, iterations of Richardson-Lucy, `best_model`) is chosen on the validation split.
+    "spectra" has curves; "trust" is `Trust.content`, on made-up detail and posteriors. Whatever has to be chosen (sigma
+    of the blur control, noise of the Wiener filter, iterations of Richardson-Lucy, `best_model`) is chosen on the
+    validation split.
     """
     started = perf_counter()
     folder = run / "evaluate"
@@ -120,6 +123,7 @@ def evaluate_run(
     order = [*baselines, *(model.name for model in models), *doubles]
 
     parts, missing = _truth_parts(test, run / "data", device)
+    trust = Trust(test, parts, run / "data", settings.uncertainty, seed)
     scores, speed, spectra = {}, {}, {}
     with progress_bar("evaluate", len(order)) as advance:
         for name in order:
@@ -129,6 +133,7 @@ def evaluate_run(
             speed[name] = len(test) / (perf_counter() - clock)
             fidelity, spectra[name] = fidelity_scores(prediction, test, parts)
             scores[name] = {**image_scores(prediction, test, data_range), **fidelity}
+            trust.add(name, prediction, methods[name])
             advance(note=name)
     generator = np.random.default_rng(seed)
     rows = [
@@ -152,6 +157,7 @@ def evaluate_run(
             "frequency_lr_nyquist": spectra["bicubic"].frequency.tolist(),
             "methods": {name: summarise_spectra(spectra[name], generator) for name in order},
         },
+        "trust": trust.content(models, device),
         "best_model": best,
         "data_range": data_range,
         "scenes": len(test),
@@ -164,7 +170,7 @@ def evaluate_run(
 
 
 def _super_resolve(model: TrainedModel, device: torch.device, batch_size: int, self_ensemble: bool = False) -> Method:
-    return lambda pairs: model.super_resolve(pairs.lr, pairs.lr_noise, device, batch_size, self_ensemble)
+    return lambda pairs: model.super_resolve_pairs(pairs, device, batch_size, self_ensemble)
 
 
 def _truth_parts(pairs: Pairs, folder: Path, device: torch.device) -> tuple[TruthParts | None, str | None]:

@@ -54,7 +54,7 @@ class LossContext:
     data_range: float | None = None
     """For `ssim`."""
     operator: ForwardOperator | None = None
-    """For `data_consistency`; its kernels are in the order of the samples."""
+    """For `data_consistency`, and for networks that know it; its kernels are in the order of the samples."""
     content: ContentEncoder | None = None
     """For `content`."""
 
@@ -68,13 +68,17 @@ def loss_context(
     normalisation: Normalisation,
     target: Literal["hr", "hr_noisy"],
     device: torch.device,
+    knows_degradation: bool = False,
 ) -> LossContext:
-    """What the terms of `weights` have to know of the training set `pairs`; not the content encoder."""
+    """What the terms of `weights` have to know of the training set `pairs`; not the content encoder.
+
+    `knows_degradation`: the operator is there in any case, for a network that is told it.
+    """
     data_range = operator = None
     if "ssim" in weights:
         samples = load_samples(pairs, normalisation, target, torch.device("cpu"))
         data_range = data_range_of(samples.hr.numpy(), samples.mask.numpy())
-    if "data_consistency" in weights:
+    if "data_consistency" in weights or knows_degradation:
         operator = forward_operator(pairs).to(device, torch.float32)
     return LossContext(data_range, operator)
 

@@ -30,13 +30,24 @@ class ForwardOperator(nn.Module):
     the result by `scale`**2. Differentiable, in the precision of the images, and nothing waits for the device.
     """
 
-    def __init__(self, kernels: np.ndarray, scale: int) -> None:
-        """`kernels` (N,k,k): one an image, or one for all; k odd, on the HR pixel grid, each sums to 1."""
+    def __init__(self, kernels: np.ndarray | Tensor, scale: int, margin: int | None = None) -> None:
+        """`kernels` (N,k,k): one an image, or one for all; k odd, on the HR pixel grid, each sums to 1.
+
+        As a tensor they are (N,1,k,k), and their `margin` must be given: it is not worked out on a device.
+        """
         super().__init__()
         self.scale = scale
-        self.margin = _margin(kernels, scale)
-        self.register_buffer("kernels", torch.from_numpy(kernels)[:, None], persistent=False)
+        if isinstance(kernels, np.ndarray):
+            margin, kernels = _margin(kernels, scale), torch.from_numpy(kernels)[:, None]
+        if margin is None:
+            raise ValueError("margin: expected that of the kernels, found none")
+        self.margin = margin
+        self.register_buffer("kernels", kernels, persistent=False)
         self.kernels: Tensor
+
+    def select(self, rows: slice | Tensor) -> "ForwardOperator":
+        """That of the images `rows`, in their order."""
+        return ForwardOperator(self.kernels[rows], self.scale, self.margin) if len(self.kernels) > 1 else self
 
     def forward(self, hr: Tensor, rows: Tensor | None = None) -> Tensor:
         """A(hr); `rows` (B,) says which of the N kernels belong to the images, None: in their order."""

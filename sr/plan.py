@@ -79,7 +79,8 @@ class Plan:
 def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: str, seed: int) -> list[Plan]:
     """Check the settings of all models against the data. Raises `InputError` that says which model is wrong."""
     loop = LoopSettings(**{name: getattr(settings, name) for name in LoopSettings.model_fields})
-    if settings.data == "on-the-fly" and "data_consistency" in settings.loss and train.lr_band.psf.ndim == 3:
+    own_psfs_on_the_fly = settings.data == "on-the-fly" and train.lr_band.psf.ndim == 3
+    if own_psfs_on_the_fly and "data_consistency" in settings.loss:
         raise InputError("train.loss: data_consistency needs data: stored where each pair has a PSF of its own")
     plans: list[Plan] = []
     for position, model in enumerate(settings.models):
@@ -87,6 +88,8 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
         architecture = find_architecture(model.architecture)
         if not architecture.trainable:
             raise InputError(f"{where}: {model.architecture} has nothing to train; it is in every table anyway")
+        if own_psfs_on_the_fly and architecture.knows_degradation:
+            raise InputError(f"{where}: {name} needs data: stored where each pair has a PSF of its own")
         if not re.fullmatch(r"[\w][\w.-]*", name) or name in INTERPOLATIONS or name == METRICS_NAME:
             raise InputError(f"{where}.name: {name!r} cannot be the name of a model's folder; use letters and digits")
         if name in (plan.name for plan in plans):

@@ -19,6 +19,7 @@ from simulate.shards import MANIFEST_NAME, file_sha256, read_manifest, read_shar
 
 from .report_figures import auc_intervals, confusion_matrices, roc_curves, spectra_by_scale, training_curves
 from .report_images import data_strip, example_pictures, transfer_pictures
+from .report_trust import coverage_curves
 from .stages import METRICS_NAME, read_metrics
 from .trained_model import WEIGHTS_NAME
 from .verdict import image_verdict, transfer_verdict, with_interval
@@ -161,6 +162,8 @@ def _figures(run: Path, stages: dict[str, Any]) -> dict[str, Markup]:
         names = [stages["evaluate"]["best_model"], "bicubic", "blur control"]
         if shown := [name for name in names if spectra["methods"].get(name)]:
             figures["spectra"] = spectra_by_scale(spectra, shown)
+    if coverage := (stages["evaluate"] or {}).get("trust", {}).get("coverage"):
+        figures["coverage"] = coverage_curves(coverage)
     examples = run / "evaluate" / "examples.h5"
     if stages["evaluate"] and examples.is_file():
         figures["median"] = example_pictures(examples, 0.5, "median")

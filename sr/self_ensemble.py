@@ -3,14 +3,20 @@
 import torch
 from torch import Tensor, nn
 
+from .degradation import Degradation
 from .models.d4 import ORDER, act, inverse
 
 
-def mean_over_symmetries(network: nn.Module, lr: Tensor) -> Tensor:
+def mean_over_symmetries(network: nn.Module, lr: Tensor, degradation: Degradation | None = None) -> Tensor:
     """(B,C,h,w) -> (B,C,scale*h,scale*w): equivariant whatever the network, at eight times its cost.
 
     The sum is taken in float64, so that its order, which the symmetries change, does not show in the float32 result.
     """
-    answers = (act(inverse(one), network(act(one, lr).contiguous()).double()) for one in range(ORDER))
+
+    def answer(one: int) -> Tensor:
+        told = (degradation.turned(one),) if degradation else ()
+        return act(inverse(one), network(act(one, lr).contiguous(), *told).double())
+
+    answers = (answer(one) for one in range(ORDER))
     first = next(answers)
     return (sum(answers, start=first) / ORDER).to(torch.float32)

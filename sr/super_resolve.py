@@ -19,6 +19,7 @@ from simulate.shards import file_sha256, write_atomically
 from .domain import objections, observe, remarks
 from .observed.fits_images import read_image
 from .observed.noise import MAP_NAMES, noise_map
+from .posterior import check_draws, sigma_history, sigma_image
 from .shipped import choose_model, find_model
 from .tiles import MARGIN, MINIMUM_TILE, super_resolve_image
 from .trained_model import WEIGHTS_NAME, TrainedModel, load_model
@@ -36,12 +37,14 @@ def super_resolve_fits(
     force: bool = False,
     scale: int | None = None,
     self_ensemble: bool = False,
+    draws: int | None = None,
 ) -> dict[str, Any]:
     """Super-resolve one 2-D image of `source` and write it to `target`; returns what was done.
 
     `model_name` is a model's folder or the name of a shipped one; None chooses the shipped one that fits the image (and
     enlarges `scale` times). An image outside of what the model was trained for (pixel scale, instrument, background) is
     refused, unless `force`: then the result's HISTORY says so. `self_ensemble` takes the mean over the 8 symmetries.
+    A model with a posterior adds the HDU `SIGMA`, the standard deviation of so many `draws` (None: 16, 0: no HDU).
 
     `hdu` is a name or number; without it `SCI`, or else the first image that is no PSF or noise map. Pixels that are
     not finite are filled with the nearest finite one for the network and are NaN again in the result. Flux is
@@ -73,6 +76,7 @@ def super_resolve_fits(
             f"{folder}: expected a model of 1 channel that enlarges {expected} times (--scale), "
             f"found {channels} channels and {model.config.scale} times; give another --model"
         )
+    draws = check_draws(model, draws)
     scale = model.config.scale
     sr_header = upsampled_header(header, scale, where)
     reasons = objections(model.config, found)
@@ -82,10 +86,14 @@ def super_resolve_fits(
             "give another --model, or --force it and trust no detail"
         )
     flux = filled.astype(np.float32)
-    result = super_resolve_image(model, flux, noise_sigma, device, tile_size, self_ensemble)
-    if is_surface_brightness(header):
-        result *= scale**2
-    result[np.kron(~real, np.ones((scale, scale), bool))] = np.nan
+    result = super_resolve_image(model, flux, noise_sigma, device, tile_size, self_ensemble, noise)
+    planes = {"PRIMARY": result}
+    if draws:
+        planes["SIGMA"] = sigma_image(model, flux, noise_sigma, device, tile_size, draws, noise=noise)
+    for plane in planes.values():
+        if is_surface_brightness(header):
+            plane *= scale**2
+        plane[np.kron(~real, np.ones((scale, scale), bool))] = np.nan
 
     done = {
         "source": where,
@@ -97,12 +105,13 @@ def super_resolve_fits(
         "noise_sigma": noise_sigma,
         "noise_source": noise_source,
         "pixels_not_finite": int((~real).sum()),
+        "draws": draws,
         "notes": [f"forced: {reason}" for reason in reasons] + remarks(model.config, found),
     }
     for line in _history(model, folder, done, header, tile_size, self_ensemble):
         for card in textwrap.wrap(line.encode("ascii", "replace").decode(), width=72):
             sr_header.add_history(card)
-    write_atomically(target, lambda path: _write(path, result, sr_header, compress=target.suffix == ".gz"))
+    write_atomically(target, lambda path: _write(path, planes, sr_header, compress=target.suffix == ".gz"))
     return done
 
 
@@ -173,13 +182,17 @@ def _history(
         f"{done['pixels_not_finite']} input pixels not finite: filled from the nearest for the network, NaN here",
         f"tiles of {tile_size} input pixels, margin {MARGIN}",
         *(["mean over the 8 symmetries of the square (self-ensemble)"] if self_ensemble else []),
+        *([sigma_history(done["draws"])] if done["draws"] else []),
         "WCS, SIP, LTV/LTM and pixel sizes scaled; detector sections and noise keywords are the input's",
         *(f"note: {note}" for note in done["notes"]),
     ]
 
 
-def _write(path: Path, image: np.ndarray, header: fits.Header, compress: bool) -> None:
+def _write(path: Path, planes: dict[str, np.ndarray], header: fits.Header, compress: bool) -> None:
+    """The first of `planes` as the primary HDU, the others as extensions of their names; all have the header."""
+    first, *others = planes
+    hdus = [fits.PrimaryHDU(planes[first], header), *(fits.ImageHDU(planes[one], header, name=one) for one in others)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
         with gzip.open(path, "wb") if compress else path.open("wb") as handle:
-            fits.PrimaryHDU(image, header).writeto(handle, output_verify="silentfix+ignore")
+            fits.HDUList(hdus).writeto(handle, output_verify="silentfix+ignore")

@@ -1,6 +1,7 @@
 """Overlapping tiles: an image of any size through a network, in bounded memory and without seams."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ MARGIN = 16
 BLEND = 8
 """LR pixels over which one tile passes into the next."""
 MINIMUM_TILE = 64
+
+Window = tuple[slice, slice]
 
 
 def tile_starts(size: int, tile: int) -> list[int]:
@@ -39,6 +42,38 @@ def tile_weights(size: int, tile: int, scale: int) -> np.ndarray:
     return np.stack([weight / total[place] for place, weight in zip(places, weights, strict=True)]).astype("f4")
 
 
+def tile_rows(shape: tuple[int, ...], tile_size: int) -> int:
+    """How many rows of tiles `join_tiles` asks for."""
+    return len(tile_starts(shape[0], min(tile_size, shape[0])))
+
+
+def join_tiles(
+    shape: tuple[int, ...],
+    scale: int,
+    tile_size: int,
+    answer: Callable[[list[Window]], np.ndarray],
+    advance: Callable[[], None],
+) -> np.ndarray:
+    """Join tiles of at most `tile_size` LR pixels a side to an image (scale*h, scale*w) f4; `shape` is (h,w).
+
+    `answer` is called for each row of tiles with their windows in the LR image, all of one shape, and gives the tiles
+    (n,1,scale*rows,scale*columns); then `advance` is.
+    """
+    height, width = shape
+    tile_height, tile_width = min(tile_size, height), min(tile_size, width)
+    rows, columns = tile_starts(height, tile_height), tile_starts(width, tile_width)
+    row_weights = tile_weights(height, tile_height, scale)
+    column_weights = tile_weights(width, tile_width, scale)
+    result = np.zeros((scale * height, scale * width), np.float32)
+    for row, row_weight in zip(rows, row_weights, strict=True):
+        outputs = answer([(slice(row, row + tile_height), slice(left, left + tile_width)) for left in columns])
+        band = result[scale * row : scale * (row + tile_height)]
+        for left, column_weight, output in zip(columns, column_weights, outputs[:, 0], strict=True):
+            band[:, scale * left : scale * (left + tile_width)] += row_weight[:, None] * column_weight * output
+        advance()
+    return result
+
+
 def super_resolve_image(
     model: TrainedModel,
     image: np.ndarray,
@@ -46,26 +81,19 @@ def super_resolve_image(
     device: torch.device,
     tile_size: int,
     self_ensemble: bool = False,
+    noise: np.ndarray | None = None,
 ) -> np.ndarray:
     """One image (h,w) of flux -> (scale*h, scale*w) f4, in tiles of at most `tile_size` LR pixels a side.
 
-    All tiles share the amplitude that follows from `noise_sigma`. A network that looks no further than MARGIN pixels
-    gives what it would give in one piece; channel attention (RCAN) averages over the tile instead of the image.
+    All tiles share the amplitude that follows from `noise_sigma`; `noise` (h,w) is each pixel's, where it is known. A
+    network that looks no further than MARGIN pixels gives what it would give in one piece; channel attention (RCAN)
+    averages over the tile instead of the image.
     """
-    scale = model.config.scale
-    height, width = image.shape
-    tile_height, tile_width = min(tile_size, height), min(tile_size, width)
-    rows, columns = tile_starts(height, tile_height), tile_starts(width, tile_width)
-    row_weights = tile_weights(height, tile_height, scale)
-    column_weights = tile_weights(width, tile_width, scale)
-    result = np.zeros((scale * height, scale * width), np.float32)
-    with progress_bar("super-resolve", len(rows)) as advance:
-        for row, row_weight in zip(rows, row_weights, strict=True):
-            tiles = np.stack([image[None, row : row + tile_height, left : left + tile_width] for left in columns])
-            noise = np.full_like(tiles, noise_sigma)
-            outputs = model.super_resolve(tiles, noise, device, self_ensemble=self_ensemble)
-            band = result[scale * row : scale * (row + tile_height)]
-            for left, column_weight, output in zip(columns, column_weights, outputs[:, 0], strict=True):
-                band[:, scale * left : scale * (left + tile_width)] += row_weight[:, None] * column_weight * output
-            advance()
-    return result
+    whole = np.full_like(image, noise_sigma) if noise is None else noise
+
+    def answer(windows: list[Window]) -> np.ndarray:
+        tiles, sigma = (np.stack([one[None, *window] for window in windows]) for one in (image, whole))
+        return model.super_resolve(tiles, sigma, device, self_ensemble=self_ensemble, usual_noise=noise_sigma)
+
+    with progress_bar("super-resolve", tile_rows(image.shape, tile_size)) as advance:
+        return join_tiles(image.shape, model.config.scale, tile_size, answer, advance)

@@ -17,14 +17,17 @@ from simulate.errors import InputError
 from simulate.settings import Settings, parse_settings
 from simulate.shards import Pairs, write_atomically, write_json
 
+from .degradation import Degradation, knows_degradation
 from .domain import SeenRange
 from .model_card import write_card
 from .models import build_network, find_architecture, resolve_settings
 from .normalisation import Normalisation, as_tensor
+from .operators import ForwardOperator, matching_kernels
 from .self_ensemble import mean_over_symmetries
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+KERNEL_KEY = "degradation.kernel"  # beside the network's own tensors
 
 
 class ModelConfig(Settings):
@@ -67,6 +70,8 @@ class TrainedModel:
     name: str
     network: nn.Module
     config: ModelConfig
+    kernel: np.ndarray | None = None
+    """(k,k): of a network that knows the degradation, the mean matching kernel of its training data."""
 
     def super_resolve(
         self,
@@ -75,20 +80,44 @@ class TrainedModel:
         device: torch.device,
         batch_size: int = 16,
         self_ensemble: bool = False,
+        kernels: np.ndarray | None = None,
+        usual_noise: float | None = None,
     ) -> np.ndarray:
         """(N,1,h,w) flux and 1-sigma noise per LR pixel -> (N,1,H,W) float32 flux per HR pixel.
 
-        With `self_ensemble`, the mean over the 8 symmetries of the square.
+        With `self_ensemble`, the mean over the 8 symmetries of the square. `kernels` (N,k,k), or (1,k,k) for all, are
+        the images' own (`sr.operators.matching_kernels`), for a network that knows the degradation; None: `kernel`.
+        `usual_noise` stands for each image's median noise: that of the image that they are tiles of.
         Raises `ValueError` that names the sample if an image is not finite or its noise has no positive median.
         """
         network, normalisation, scale = self.network.to(device).eval(), self.config.normalisation, self.config.scale
         height, width = lr.shape[-2:]
         result = np.empty((len(lr), self.config.channels, height * scale, width * scale), np.float32)
-        for rows, network_lr, amplitude in self._network_inputs(lr, lr_noise, device, batch_size):
+        knows = knows_degradation(network)
+        operator = ForwardOperator(self._kernels(kernels), scale).to(device, torch.float32) if knows else None
+        for rows, network_lr, noise, amplitude in self._network_inputs(lr, lr_noise, device, batch_size, usual_noise):
+            told = (Degradation(noise, operator.select(rows)),) if operator else ()
             with torch.inference_mode():
-                output = mean_over_symmetries(network, network_lr) if self_ensemble else network(network_lr)
+                if self_ensemble:
+                    output = mean_over_symmetries(network, network_lr, *told)
+                else:
+                    output = network(network_lr, *told)
                 result[rows] = normalisation.from_network_hr(output, amplitude).cpu().numpy()
         return result
+
+    def super_resolve_pairs(
+        self, pairs: Pairs, device: torch.device, batch_size: int = 16, self_ensemble: bool = False
+    ) -> np.ndarray:
+        """`super_resolve` of the LR images of `pairs`, whose PSFs a network that knows the degradation is told."""
+        kernels = matching_kernels(pairs.hr_band, pairs.lr_band) if knows_degradation(self.network) else None
+        return self.super_resolve(pairs.lr, pairs.lr_noise, device, batch_size, self_ensemble, kernels)
+
+    def _kernels(self, given: np.ndarray | None) -> np.ndarray:
+        if given is not None:
+            return given
+        if self.kernel is None:
+            raise ValueError(f"model {self.name}: no kernels were given, and it has none of its own")
+        return self.kernel[None]
 
     def sample(
         self,
@@ -99,10 +128,13 @@ class TrainedModel:
         device: torch.device,
         steps: int = 8,
         batch_size: int = 16,
+        start: np.ndarray | None = None,
+        usual_noise: float | None = None,
     ) -> np.ndarray:
         """(N,1,h,w) flux and 1-sigma noise per LR pixel -> `count` posterior draws an image, (N,count,H,W) f4 flux.
 
-        Draw i of image n starts from noise that depends on (seed, n, i) alone; `steps` are those of the network.
+        Draw i of image n starts from noise that depends on (seed, n, i) alone, or from `start` (N,count,H,W), standard
+        normal; `steps` are those of the network, `usual_noise` is that of `super_resolve`.
         Raises `InputError` if the network cannot draw samples, `ValueError` as `super_resolve`.
         """
         draw = getattr(self.network.to(device).eval(), "sample", None)
@@ -114,23 +146,32 @@ class TrainedModel:
         normalisation, scale = self.config.normalisation, self.config.scale
         height, width = (scale * size for size in lr.shape[-2:])
         result = np.empty((len(lr), count, height, width), np.float32)
-        for rows, network_lr, amplitude in self._network_inputs(lr, lr_noise, device, max(1, batch_size // count)):
+        size = max(1, batch_size // count)
+        for rows, network_lr, _, amplitude in self._network_inputs(lr, lr_noise, device, size, usual_noise):
             numbers = [(image, one) for image in range(rows.start, rows.stop) for one in range(count)]
             repeated = network_lr.repeat_interleave(count, dim=0)
             outputs = []
             with torch.inference_mode():
                 for first in range(0, len(numbers), batch_size):
                     part = slice(first, first + batch_size)
-                    noise = torch.stack([_noise(seed, *number, (1, height, width)) for number in numbers[part]])
+                    if start is None:
+                        noise = torch.stack([_noise(seed, *number, (1, height, width)) for number in numbers[part]])
+                    else:
+                        noise = torch.from_numpy(np.stack([start[number][None] for number in numbers[part]]))
                     outputs.append(draw(repeated[part], noise.to(device), steps))
                 draws = torch.cat(outputs).view(len(network_lr), count, height, width)
                 result[rows] = normalisation.from_network_hr(draws, amplitude).cpu().numpy()
         return result
 
     def _network_inputs(
-        self, lr: np.ndarray, lr_noise: np.ndarray, device: torch.device, batch_size: int
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows, network input (B,C,h,w) and amplitude (B,1,1,1) of one batch after another; checks as it goes."""
+        self,
+        lr: np.ndarray,
+        lr_noise: np.ndarray,
+        device: torch.device,
+        batch_size: int,
+        usual_noise: float | None = None,
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Rows, network input and its noise (B,C,h,w), and amplitude (B,1,1,1) of one batch after another; checks."""
         if lr.ndim != 4 or lr.shape != lr_noise.shape or lr.shape[1] != self.config.channels:
             expected = f"(N,{self.config.channels},h,w)"
             raise ValueError(f"lr and lr_noise: expected one shape {expected}, found {lr.shape} and {lr_noise.shape}")
@@ -138,12 +179,15 @@ class TrainedModel:
         for first in range(0, len(lr), batch_size):
             rows = slice(first, min(first + batch_size, len(lr)))
             flux, noise = as_tensor(lr[rows], device), as_tensor(lr_noise[rows], device)
-            amplitude = normalisation.amplitude(noise)
+            amplitude = normalisation.amplitude(
+                noise if usual_noise is None else noise.new_full(noise.shape, usual_noise)
+            )
             usable = flux.isfinite().all((1, 2, 3)) & noise.isfinite().all((1, 2, 3)) & (amplitude > 0).all((1, 2, 3))
             if not usable.all():
                 bad = first + int(usable.int().argmin())
                 raise ValueError(f"sample {bad}: lr and lr_noise must be finite and the median noise positive")
-            yield rows, normalisation.to_network_lr(flux, amplitude), amplitude
+            network_lr, network_noise = (normalisation.to_network_lr(one, amplitude) for one in (flux, noise))
+            yield rows, network_lr, network_noise, amplitude
 
 
 def _noise(seed: int, image: int, draw: int, shape: tuple[int, ...]) -> Tensor:
@@ -190,6 +234,8 @@ def save_model(model: TrainedModel, folder: Path, scores: dict[str, Any] | None)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    if model.kernel is not None:
+        tensors[KERNEL_KEY] = torch.from_numpy(model.kernel)
     write_atomically(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path))
     write_card(folder, model, scores)
     write_json(folder / CONFIG_NAME, {**model.config.model_dump(mode="json"), "scores": scores or {}})
@@ -216,11 +262,14 @@ def load_model(folder: Path, device: torch.device) -> TrainedModel:
     network = build_network(config.architecture, settings, config.scale, config.channels)
     weights = folder / WEIGHTS_NAME
     try:
-        network.load_state_dict(load_file(weights))
+        tensors = load_file(weights)
+        kernel = tensors.pop(KERNEL_KEY, None)
+        network.load_state_dict(tensors)
     except FileNotFoundError:
         raise InputError(f"{weights}: missing; train the model again, or restore the file") from None
     except (OSError, SafetensorError) as error:
         raise InputError(f"{weights}: damaged ({error}); train the model again, or restore the file") from None
     except RuntimeError as error:
         raise InputError(f"{weights}: does not fit {path}: {error}") from None
-    return TrainedModel(folder.resolve().name, network.to(device).eval(), config)
+    own_kernel = None if kernel is None else kernel.numpy()
+    return TrainedModel(folder.resolve().name, network.to(device).eval(), config, own_kernel)

@@ -21,6 +21,7 @@ from simulate.errors import InputError
 
 from .adversarial import Adversary
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
+from .degradation import degradation_of_batch, knows_degradation
 from .losses import NO_CONTEXT, LossContext, build_loss
 from .processes import agreed, average_gradients, mean_over_processes, process_count, process_rank
 from .samples import Batch, Samples, SampleSource, draw_batch
@@ -69,6 +70,9 @@ class Trainer:
         self.seed = seed
         self.adversary = adversary
         self.loss = build_loss(settings.loss, context)
+        self.operator = context.operator if knows_degradation(network) else None
+        if knows_degradation(network) and self.operator is None:
+            raise InputError("a network that knows the degradation needs the PSFs of both instruments, found none")
         self.parts = settings.accumulate * process_count()
         for batch_size in {settings.batch_at(1)[0], settings.batch_at(settings.total_steps)[0]}:
             if batch_size % self.parts:
@@ -86,7 +90,8 @@ class Trainer:
         self.optimiser = torch.optim.Adam(self.parameters, betas=(0.9, 0.999), fused=True)
         self.generator = torch.Generator(self.device)
         self.bfloat16 = settings.uses_bfloat16(self.device)
-        compiled = settings.compiles(self.device)
+        # a compiled network would be compiled anew for the operator of each batch
+        compiled = settings.compiles(self.device) and self.operator is None
         self.forward = torch.compile(self.network, dynamic=False) if compiled else self.network
         self.devices = [torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"]
         # step, samples on the device and their indices, numbers; not yet off the device
@@ -193,7 +198,8 @@ class Trainer:
                 self.generator.manual_seed(_seed(self.seed, step, part))
                 terms = {"own": own_loss(batch, self.generator)}
             else:
-                output = self.forward(batch.lr).float()
+                told = (degradation_of_batch(batch, self.operator),) if self.operator else ()
+                output = self.forward(batch.lr, *told).float()
         if not own_loss:
             terms = self.loss(output, batch)
         if fighting:

@@ -21,6 +21,7 @@ from simulate.shards import Pairs, manifest_sha256, read_pairs
 from .adversarial import AdversarialSettings, Adversary
 from .checkpoint import CHECKPOINT_NAME
 from .content import load_or_train_content_encoder
+from .degradation import usual_kernel
 from .domain import seen_range
 from .losses import LossContext, loss_context
 from .metrics import data_range_of, image_scores
@@ -95,7 +96,8 @@ def train_run(
         sources = nullcontext(lambda: samples)
     models = {}
     with sources as new_samples:
-        context = loss_context(settings.loss, train, normalisation, settings.target, device)
+        knows = any(plan.architecture.knows_degradation for plan in plans)
+        context = loss_context(settings.loss, train, normalisation, settings.target, device, knows)
         if "content" in settings.loss:
             context = _with_content(context, folder / CONTENT_FOLDER, new_samples(), settings, sha256, seed)
         data = TrainingData(train, val, new_samples, normalisation, data_range, context, sha256)
@@ -143,9 +145,10 @@ def train_model(
         training=training,
         training_range=seen_range(train),
     )
+    kernel = usual_kernel(network, train)
 
     def validate(candidate: nn.Module) -> dict[str, float]:
-        return validation_scores(TrainedModel(plan.name, candidate, config), data, device)
+        return validation_scores(TrainedModel(plan.name, candidate, config, kernel), data, device)
 
     trainer = Trainer(network, data.new_samples(), plan.loop, own_seed, adversary, data.context)
     keep_best = adversary is None  # the best PSNR of an adversarial training would be that of its warm start
@@ -160,7 +163,7 @@ def train_model(
         network.requires_grad_(True)
         config = config.model_copy(update={"training": {**training, "devices": result.devices}})
         scores = validate(network)
-        save_model(TrainedModel(plan.name, network, config), folder, {"validation": scores})
+        save_model(TrainedModel(plan.name, network, config, kernel), folder, {"validation": scores})
         curve = [
             {key: row[key] for key in ("step", "loss", "psnr_db", "ssim")} for row in result.rows if "psnr_db" in row
         ]
@@ -216,7 +219,7 @@ def _with_content(
 
 def validation_scores(model: TrainedModel, data: TrainingData, device: torch.device) -> dict[str, float]:
     """Mean PSNR and SSIM over the validation split, with the training split's data range."""
-    prediction = model.super_resolve(data.val.lr, data.val.lr_noise, device)
+    prediction = model.super_resolve_pairs(data.val, device)
     scores = image_scores(prediction, data.val, data.data_range)
     return {name: float(np.mean(scores[name])) for name in ("psnr_db", "ssim")}
 

@@ -25,6 +25,7 @@ from simulate.progress import progress_bar
 from simulate.shards import Pairs, file_sha256, manifest_sha256, read_manifest, read_pairs, write_atomically
 
 from .cross_validation import assign_folds, load_fold, save_fold
+from .degradation import usual_kernel
 from .domain import seen_range
 from .metrics import data_range_of
 from .models import find_submodules, parameter_count
@@ -201,6 +202,7 @@ def leave_model(
         training=training,
         training_range=seen_range(pairs),
     )
+    tuned.kernel = usual_kernel(tuned.network, pairs)
     row = next(row for row in rows if row["variant"] == "fine-tuned")
     scores = {name: row[name] for name in ("psnr_db", "ssim", "absolute_flux_error")}
     save_model(tuned, folder, {f"held-out objects, {settings.folds} folds": scores})

@@ -11,6 +11,7 @@ from pydantic import Field
 from simulate.settings import Settings
 from simulate.shards import Pairs
 
+from .degradation import knows_degradation
 from .losses import LossWeights, loss_context
 from .models import freeze_features, unfreeze
 from .models.lora import add_adapters, merge_adapters
@@ -121,10 +122,11 @@ class VariantTrainer:
         shared = {name: getattr(self.settings, name) for name in ("batch_size", "crop_size", "loss")}
         loop = LoopSettings(steps=steps, learning_rate=learning_rate, **shared)
         samples = load_samples(training, model.config.normalisation, "hr", self.device)
-        context = loss_context(loop.loss, training, model.config.normalisation, "hr", self.device)
+        knows = knows_degradation(model.network)
+        context = loss_context(loop.loss, training, model.config.normalisation, "hr", self.device, knows)
         seed = derive_seed(self.seed, model.name, place)
         trainer = Trainer(model.network, samples, loop, seed, context=context)
         trainer.run(lambda steps, note="": self.advance(steps, f"{model.name} {place} {note}"))
 
     def _predict(self, model: TrainedModel, pairs: Pairs) -> np.ndarray:
-        return model.super_resolve(pairs.lr, pairs.lr_noise, self.device)
+        return model.super_resolve_pairs(pairs, self.device)

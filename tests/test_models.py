@@ -1,5 +1,7 @@
 """Every network of the registry against the papers' counts, its contract and what training must do to it."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import nn
 
 import pipeline
 from simulate.errors import InputError
+from sr.degradation import Degradation, knows_degradation
 from sr.models import (
     ARCHITECTURES,
     build_network,
@@ -24,9 +27,10 @@ from sr.models import (
 from sr.models.fsrcnn import Fsrcnn
 from sr.models.rcan import RcanSettings
 from sr.models.srgan import Discriminator
+from sr.operators import ForwardOperator
 from sr.samples import Batch
 
-from .conftest import blob_pairs
+from .conftest import blob_pairs, gaussian_kernel
 
 TINY: dict[str, dict[str, Any]] = {
     "srcnn": {"features": 16},
@@ -37,10 +41,11 @@ TINY: dict[str, dict[str, Any]] = {
     "swinir": {"groups": 1, "layers": 2, "features": 16, "heads": 2, "window": 4},
     "srgan": {"blocks": 2, "features": 16},
     "flow": {"blocks": 2, "features": 32},
+    "unrolled": {"steps": 2, "blocks": 1, "fields": 3},
 }
 """What to change of the smallest size where it takes long."""
 
-INTERPOLATING = ["flow"]
+INTERPOLATING = ["flow", "unrolled"]
 """Networks whose output starts as the interpolated image."""
 
 TRAINABLE = [name for name, architecture in ARCHITECTURES.items() if architecture.trainable]
@@ -51,7 +56,20 @@ def small_network(name: str, scale: int = 2, channels: int = 1, seed: int = 0) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         settings = resolve_settings(name, list(ARCHITECTURES[name].sizes)[-1], TINY.get(name))
-        return build_network(name, settings, scale, channels)
+        return told_of_blobs(build_network(name, settings, scale, channels), scale)
+
+
+def told_of_blobs(network: nn.Module, scale: int) -> nn.Module:
+    """`network`; if it knows the degradation, one that is called with the LR image alone: it is told `blob_pairs`'."""
+    if knows_degradation(network):
+        operator = ForwardOperator(gaussian_kernel(0.6 * 2.3548 * scale, 4 * scale + 1)[None], scale)
+        network.forward = partial(_forward, network.forward, operator)
+    return network
+
+
+def _forward(forward: Callable[..., torch.Tensor], operator: ForwardOperator, lr: torch.Tensor) -> torch.Tensor:
+    noise = lr.new_full((len(lr), 1, *lr.shape[-2:]), 0.05)
+    return forward(lr, Degradation(noise, operator.to(lr.device)))
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -79,7 +97,7 @@ def train(network: nn.Module, lr: torch.Tensor, hr: torch.Tensor, steps: int) ->
 
 def test_registry_has_the_architectures_in_order() -> None:
     names = "bilinear bicubic srcnn fsrcnn fsrcnn_equivariant fsrcnn_hybrid srresnet edsr rdn rcan swinir srgan flow"
-    assert list(ARCHITECTURES) == names.split()
+    assert list(ARCHITECTURES) == [*names.split(), "unrolled"]
     assert [name for name, architecture in ARCHITECTURES.items() if architecture.adversarial] == ["srgan"]
     assert list(ARCHITECTURES)[2:] == TRAINABLE
 
@@ -220,7 +238,7 @@ def test_output_is_exactly_scale_times_the_input(name: str, scale: int, channels
 def test_every_size_fits_together(name: str) -> None:
     for size in ARCHITECTURES[name].sizes:
         with torch.device("meta"):
-            network = build_network(name, resolve_settings(name, size), 4)
+            network = told_of_blobs(build_network(name, resolve_settings(name, size), 4), 4)
             assert network(torch.empty(1, 1, 9, 11)).shape == (1, 1, 36, 44), size
 
 

@@ -118,6 +118,9 @@ def test_super_resolve_a_fits_image(tiny_run: Path, tmp_path: Path, monkeypatch:
     before, after = wcs.wcs_pix2world([[6, 5]], 0), WCS(made).wcs_pix2world([[12.5, 10.5]], 0)
     np.testing.assert_allclose(before, after, atol=1e-9)
     assert call([*arguments, "--model", str(tiny_run / "train" / "rcan")], monkeypatch) == 2  # OUT.fits exists
+    again = [*arguments, "--model", str(tiny_run / "train" / "rcan"), "--overwrite"]
+    assert call([*again, "--draws", "4"], monkeypatch) == 2  # RCAN has no posterior
+    assert call([*again, "--draws", "0"], monkeypatch) == 0
 
 
 def test_verify_finds_damage(

@@ -12,6 +12,7 @@ import torch
 
 from simulate.shards import Pairs, read_pairs, write_json
 from sr.classify import ClassifySettings, classify_run
+from sr.coverage import coverage_scores
 from sr.evaluate import EvaluateSettings, evaluate_run
 from sr.report import write_report
 from sr.transfer_results import tabulate, write_examples
@@ -191,7 +192,7 @@ def test_lost_images_and_numbers_of_an_earlier_version_are_no_reason_to_fail(
 ) -> None:
     run = tmp_path / "copy"
     shutil.copytree(complete[0], run)
-    later = ("references", "macro_model_missing", "spectra")
+    later = ("references", "macro_model_missing", "spectra", "trust")
     kept = {key: value for key, value in complete[1]["evaluate"].items() if key not in later}
     write_json(run / "evaluate" / "metrics.json", kept)
     (run / "evaluate" / "examples.h5").unlink()
@@ -199,7 +200,27 @@ def test_lost_images_and_numbers_of_an_earlier_version_are_no_reason_to_fail(
     page = read_page(run)
     assert "The example images are missing." in page.text
     assert "How true are the images?" not in page.text
+    assert "Can one trust it?" not in page.text
     assert page.tags.count("figure") == 5
+
+
+def test_made_up_detail_and_posteriors_are_shown(complete: tuple[Path, dict[str, dict]], tmp_path: Path) -> None:
+    """The tables' numbers are those of metrics.json; draws without any spread spoil nothing."""
+    run, trust = tmp_path / "run", complete[1]["evaluate"]["trust"]
+    pairs = read_pairs(complete[0] / "data", "test")
+    noise = np.random.default_rng(0).normal(0, 0.01, (len(pairs), 6, *pairs.hr.shape[2:]))
+    scores = coverage_scores((pairs.hr + noise).astype("f4"), pairs.hr, pairs, np.random.default_rng(0))
+    still = coverage_scores(np.repeat(pairs.hr, 6, axis=1), pairs.hr, pairs, np.random.default_rng(0))
+    content = {**complete[1]["evaluate"], "trust": {**trust, "coverage": {"one": scores, "still": still}}}
+    write_json(run / "evaluate" / "metrics.json", content)
+    page = read_page(run)
+    for row in trust["rows"]:
+        assert with_interval(row["noise"]["peak"], 2) in page.text
+        assert with_interval(row["lenses"]["largest_feature"], 2) in page.text
+    assert "imprint AUC" not in page.text  # no macro-models here
+    assert "one 9 × 6" in page.text
+    assert with_interval(scores["pixels"]["light"]["error_over_sigma"], 2) in page.text
+    assert "coverage-" in (run / "report.html").read_text(encoding="utf-8")  # ids of the figure
 
 
 def gain(mean: float) -> dict[str, float]:

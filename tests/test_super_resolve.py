@@ -16,7 +16,9 @@ from simulate.errors import InputError
 from simulate.shards import file_sha256
 from sr.domain import SeenRange
 from sr.models import build_network, resolve_settings
+from sr.models.flow import FlowSettings
 from sr.normalisation import Normalisation
+from sr.posterior import sigma_image
 from sr.super_resolve import fill_nearest, super_resolve_fits
 from sr.tiles import super_resolve_image, tile_starts, tile_weights
 from sr.trained_model import TrainedModel, describe_model, interpolation_model, save_model
@@ -539,6 +541,120 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path, bicubic: Path) -> N
     with pytest.raises(InputError, match=r"image\.fits: is the input"):
         super_resolve_fits(source, source, bicubic, CPU, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bicubic", "image.fits", "out.fits"]
+
+
+# -- the uncertainty map ----------------------------------------------------------------------------------------------
+
+
+def random_flow(folder: Path) -> TrainedModel:
+    """A flow as it is drawn; one evaluation sees 4 LR pixels far."""
+    pairs = blob_pairs(1)
+    settings = FlowSettings(blocks=1, features=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network("flow", settings, 2)
+    model = TrainedModel("flow", network, describe_model("flow", settings, pairs, Normalisation(20.0, 2)))
+    save_model(model, folder / "flow", None)
+    return model
+
+
+def starting_noise(draws: int, shape: tuple[int, int]) -> np.ndarray:
+    return np.stack([np.random.default_rng([0, one]).standard_normal(shape, dtype="f4") for one in range(draws)])
+
+
+def test_sigma_is_the_scatter_of_draws_of_the_whole_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one step, two evaluations, a network sees no further than the tiles' margin: no seam, to rounding."""
+    monkeypatch.setattr("sr.posterior.STEPS", 1)
+    model = random_flow(tmp_path)
+    image = sky_image(150, 70)
+    header = cd_header()
+    header["BUNIT"] = "electron/s"
+    hdus = [fits.PrimaryHDU(image, header), fits.ImageHDU(np.full(image.shape, 0.5, "f4"), name="RMS")]
+    source, target = tmp_path / "in.fits", tmp_path / "out.fits"
+    fits.HDUList(hdus).writeto(source)
+    done = super_resolve_fits(source, target, tmp_path / "flow", CPU, tile_size=64, draws=5)
+
+    start = starting_noise(5, (300, 140))[None]
+    lr, noise = image[None, None], np.full((1, 1, *image.shape), 0.5, "f4")
+    draws = model.sample(lr, noise, 5, 0, CPU, steps=1, start=start)[0]
+    history = "HDU SIGMA: standard deviation of 5 posterior draws (1 steps each)"
+    with fits.open(target) as file:
+        assert [one.name for one in file] == ["PRIMARY", "SIGMA"]
+        primary, sigma = file
+        assert sigma.data.dtype == np.dtype(">f4")
+        np.testing.assert_allclose(sigma.data, draws.std(0, ddof=1), rtol=2e-3, atol=1e-5 * draws.std(0).max())
+        np.testing.assert_allclose(primary.data, model.super_resolve(lr, noise, CPU)[0, 0], atol=1e-5 * image.max())
+        assert sigma.header["BUNIT"] == "electron/s"
+        for one in (primary, sigma):
+            place = WCS(one.header).all_pix2world(2 * 10 + 0.5, 2 * 20 + 0.5, 0)
+            np.testing.assert_allclose(place, WCS(header).all_pix2world(10, 20, 0), atol=1e-9)
+            assert history in " ".join(one.header["HISTORY"])
+    assert done["draws"] == 5
+
+
+def test_eight_steps_leave_no_seam_that_matters(tmp_path: Path) -> None:
+    """They see further than a tile's margin; tiles with noise of their own would be off by 0.3 sigma in the overlap."""
+    model, image = random_flow(tmp_path), sky_image(64, 110)
+    one_piece = sigma_image(model, image, 0.5, CPU, 128, 6)
+    tiled = sigma_image(model, image, 0.5, CPU, 64, 6)
+    np.testing.assert_allclose(tiled, one_piece, rtol=0.01)
+
+
+class Noisy(nn.Module):
+    """A network with a predicted sigma: twice as large in the right half of what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = build_network("bicubic", resolve_settings("bicubic", "full"), 2)
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        return self.mean(lr)
+
+    def sample(self, lr: torch.Tensor, noise: torch.Tensor, steps: int) -> torch.Tensor:
+        return self(lr) + noise * (1 + (self(lr) > 1))
+
+
+def test_a_predicted_sigma_is_found_again() -> None:
+    """A network's 1 is a flux of 0.5 x 20 / 4 here; 100 draws give a sigma to 7 % in each pixel."""
+    image = np.full((70, 100), 1.0, "f4")
+    image[:, 50:] = 30.0
+    config = describe_model("bicubic", resolve_settings("bicubic", "full"), blob_pairs(1), Normalisation(20.0, 2))
+    sigma = sigma_image(TrainedModel("noisy", Noisy(), config), image, 0.5, CPU, 64, 100)
+    for half, expected in ((sigma[:, :96], 2.5), (sigma[:, 104:], 5.0)):
+        assert half.mean() == pytest.approx(expected, rel=0.005)
+        np.testing.assert_allclose(half, expected, rtol=5 * 0.071)
+
+
+def test_sigma_has_the_unit_and_the_holes_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sr.posterior.STEPS", 1)
+    random_flow(tmp_path)
+    image = sky_image()
+    image[5, 7] = np.nan
+    sigmas = []
+    for unit in ("Jy", "MJy/sr"):
+        (tmp_path / unit[:2]).mkdir()
+        source = write_image(tmp_path / unit[:2], image, fits.Header({"BUNIT": unit, "PIXSCALE": PIXEL_SCALE_ARCSEC}))
+        result, done = run(source, tmp_path / "flow")
+        assert done["draws"] == 16  # nothing was asked for, and a flow can
+        sigmas.append(fits.getdata(source.with_name("out.fits"), "SIGMA"))
+        np.testing.assert_array_equal(np.isnan(sigmas[-1]), np.isnan(result))
+    assert np.isnan(sigmas[0]).sum() == 4
+    np.testing.assert_array_equal(sigmas[1], 4 * sigmas[0])
+    run(source, tmp_path / "flow", draws=0, overwrite=True)
+    with fits.open(source.with_name("out.fits")) as file:
+        assert len(file) == 1
+
+
+def test_draws_that_cannot_be_made_are_refused(tmp_path: Path, bicubic: Path) -> None:
+    source = write_image(tmp_path, sky_image())
+    with pytest.raises(InputError, match=r"bicubic.* gives one answer an image.*leave --draws out, or give a --model"):
+        run(source, bicubic, draws=4)
+    assert not source.with_name("out.fits").exists()
+    random_flow(tmp_path)
+    with pytest.raises(InputError, match=r"expected 0 \(no map\) or at least 2, found 1"):
+        run(source, tmp_path / "flow", draws=1)
+    _, done = run(source, bicubic)
+    assert done["draws"] == 0
 
 
 def test_a_real_lens_is_super_resolved(observed_images: Path, tmp_path: Path) -> None:

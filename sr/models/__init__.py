@@ -1,7 +1,8 @@
 """The super-resolution networks: an explicit registry, one file an architecture.
 
 A network maps normalised surface brightness (B,C,h,w) to (B,C,scale*h,scale*w), float32. Trainable ones have an
-attribute `upsampling` (the layers that upsample and reconstruct); all other parameters are its "features".
+attribute `upsampling` (the layers that upsample and reconstruct); all other parameters are its "features". Those with
+`knows_degradation` are called with an `sr.degradation.Degradation` beside the image.
 """
 
 import difflib
@@ -26,6 +27,7 @@ from .srcnn import Srcnn, SrcnnSettings
 from .srgan import SrganSettings
 from .srresnet import Srresnet, SrresnetSettings
 from .swinir import Swinir, SwinirSettings
+from .unrolled import Unrolled, UnrolledSettings
 
 SCALES = (2, 3, 4, 8)
 
@@ -44,6 +46,11 @@ class Architecture:
     adversarial: bool = False
     """The network is trained against a discriminator, after a warm start."""
     trainable: bool = True
+
+    @property
+    def knows_degradation(self) -> bool:
+        """Whether the network is called with an `sr.degradation.Degradation` beside the LR image."""
+        return getattr(self.build, "knows_degradation", False)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -166,6 +173,13 @@ ARCHITECTURES: dict[str, Architecture] = {
             settings=FlowSettings,
             sizes={"full": FlowSettings(), "small": FlowSettings(blocks=6, features=48)},
             build=Flow,
+        ),
+        Architecture(
+            name="unrolled",
+            paper="ours, after recurrent inference machines: Putzke & Welling 2017, arXiv:1706.04008",
+            settings=UnrolledSettings,
+            sizes={"full": UnrolledSettings(), "small": UnrolledSettings(steps=5, blocks=2, fields=4)},
+            build=Unrolled,
         ),
     )
 }

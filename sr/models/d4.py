@@ -127,6 +127,25 @@ class GroupUpsampling(_Kernels):
         return functional.conv_transpose2d(x, self.kernels(), self.bias, stride=self.scale, padding=self.padding)
 
 
+class GroupDownsampling(_Kernels):
+    """Convolution of images to fields `scale` times as small, from what lies in 3 x 3 of their pixels.
+
+    Its kernels lie symmetrically about the pixel of the small grid at any scale, as `centred_kernel`'s. Weights start
+    as those of `GroupConvolution`.
+    """
+
+    def __init__(self, channels: int, fields: int, scale: int) -> None:
+        super().__init__(fields, channels, 3 * scale, field=False)
+        self.bias = nn.Parameter(torch.zeros(fields))
+        self.scale = scale
+        nn.init.kaiming_normal_(self.weight, a=0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,scale*h,scale*w) -> (B,8F,h,w)."""
+        kernels, bias = self.kernels(), _for_each_element(self.bias)
+        return functional.conv2d(x, kernels, bias, stride=self.scale, padding=self.scale)
+
+
 def centred_kernel(scale: int) -> int:
     """Size of a transposed convolution's kernel that can be symmetric about an LR pixel: 9 (FSRCNN's), or 10 if even.
 

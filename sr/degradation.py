@@ -1,0 +1,55 @@
+"""How LR images came about, as networks that know the degradation are told it.
+
+Such a network has the class attribute `knows_degradation = True` and is called network(lr, degradation).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from simulate.shards import Pairs
+
+from .models.d4 import act
+from .operators import ForwardOperator, matching_kernels
+from .samples import Batch, transform
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """LR = A(HR) + noise, of a batch of B images in the network's domain, surface brightness."""
+
+    noise: Tensor
+    """(B,1,h,w) 1-sigma noise of the LR images."""
+    operator: ForwardOperator
+    """Its kernels are those of the B images in their order, or one for all."""
+
+    def forward(self, hr: Tensor) -> Tensor:
+        """A: (B,C,scale*h,scale*w) -> (B,C,h,w), a mean of HR pixels. Light from outside the frame does not come in."""
+        return self.operator(hr) / self.operator.scale**2
+
+    def adjoint(self, lr: Tensor) -> Tensor:
+        """The transpose of `forward`: (B,C,h,w) -> (B,C,scale*h,scale*w)."""
+        return self.operator.adjoint(lr) / self.operator.scale**2
+
+    def turned(self, element: int) -> "Degradation":
+        """That of the images after `sr.models.d4.act(element, ...)`."""
+        kernels = act(element, self.operator.kernels)
+        operator = ForwardOperator(kernels, self.operator.scale, self.operator.margin)
+        return Degradation(act(element, self.noise), operator)
+
+
+def knows_degradation(network: nn.Module) -> bool:
+    """Whether `network` is called with a `Degradation`."""
+    return getattr(network, "knows_degradation", False)
+
+
+def degradation_of_batch(batch: Batch, operator: ForwardOperator) -> Degradation:
+    """That of crops under symmetries; `operator` is the samples', its kernels in their order. Waits for no device."""
+    kernels = transform(operator.select(batch.rows).kernels, batch.symmetry)
+    return Degradation(batch.noise, ForwardOperator(kernels, operator.scale, operator.margin))
+
+
+def usual_kernel(network: nn.Module, pairs: Pairs) -> np.ndarray | None:
+    """(k,k): the mean matching kernel of `pairs`, for images whose PSF is not given; None if `network` needs none."""
+    return matching_kernels(pairs.hr_band, pairs.lr_band).mean(0) if knows_degradation(network) else None
