@@ -298,6 +298,55 @@ def super_resolve(
 
 
 @app.command()
+def fit(
+    source: Annotated[Path, typer.Argument(help="FITS image of one lens, in its middle.", metavar="IN.fits")],
+    target: Annotated[Path, typer.Argument(help="Folder to write fit.json, fit.fits and fit.png to.", metavar="OUT")],
+    psf: Annotated[Path | None, typer.Option(help="PSF as a FITS file. Default: the image's own PSF HDU.")] = None,
+    fwhm: Annotated[
+        float | None, typer.Option(help="PSF as the FWHM (arcsec) of a Gaussian, without the pixel.")
+    ] = None,
+    instrument: Annotated[str | None, typer.Option(help="PSF as that of an instrument: its name or YAML file.")] = None,
+    psf_without_pixel: Annotated[
+        bool, typer.Option("--psf-without-pixel", help="The PSF file is of the optics alone, not measured on stars.")
+    ] = False,
+    noise: Annotated[
+        float | None, typer.Option(help="1-sigma noise of a pixel. Default: a noise map in the file, or the sky.")
+    ] = None,
+    pixel_scale: Annotated[float | None, typer.Option(help="Arcsec a pixel. Default: from the header.")] = None,
+    hdu: Annotated[str | None, typer.Option(help="Name or number of the image HDU. Default: the first image.")] = None,
+    hr_instrument: Annotated[
+        str | None, typer.Option(help="Whose PSF the HR model has. Default: a Gaussian of 2 HR pixels.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with priors (macro, source, lens_light).")] = None,
+    overrides: Override = None,
+    seed: Annotated[int, typer.Option(help="Of the lenses from which the fit starts.")] = 1,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace files in OUT.")] = False,
+) -> None:
+    """Fit macro-model and source to a FITS image of a lens: parameters, covariance, chi^2 and the HR model."""
+    from sr.oracle.image_file import PsfChoice
+    from sr.oracle.image_fit import fit_fits, load_settings
+
+    done = fit_fits(
+        source,
+        target,
+        PsfChoice(psf, fwhm, instrument, not psf_without_pixel),
+        load_settings(config, overrides or []),
+        seed,
+        _device(device),
+        hdu=hdu,
+        noise_sigma=noise,
+        pixel_scale=pixel_scale,
+        hr_instrument=hr_instrument,
+        overwrite=overwrite,
+    )
+    for note in done["notes"]:
+        typer.echo(f"note: {note}", err=True)
+    verdict = "accepted" if done["accepted"] else "NOT accepted"
+    typer.echo(f"fit: {target} (chi^2 per degree of freedom {done['chi2_per_degree']:.3f}, {verdict})")
+
+
+@app.command()
 def models() -> None:
     """List the networks: name, size, parameters (one channel) at x2 and x4, paper."""
     import torch
