@@ -17,6 +17,7 @@ from .audit import audit_record, audit_sample, read_audits
 from .errors import InputError
 from .instruments import Instrument, load_instrument, psf_kernel
 from .populations import POPULATIONS
+from .priors import Prior
 from .progress import progress_bar
 from .provenance import provenance
 from .sample import draw_sample, instruments, observe_sample, render_scenes, simulate_sample
@@ -63,6 +64,8 @@ class SimulateSettings(Settings):
     hr_size: int = Field(96, ge=8)
     scale: int = Field(2, ge=1, le=16)
     scene: SceneSettings = SceneSettings()
+    lr_peak_signal_to_noise: Prior | None = None
+    """S/N of the LR pixel where it is highest, by a longer or shorter exposure; None: the LR instrument's exposure."""
     engine: Literal["torch", "lenstronomy"] = "torch"
     truth_maps: bool = False
     """Store convergence, deflection, unlensed source and lens light of every sample, too."""
@@ -73,6 +76,8 @@ class SimulateSettings(Settings):
         unknown = [name for name in self.classes if name not in POPULATIONS]
         if unknown or len(set(self.classes)) != len(self.classes) or not self.classes:
             raise ValueError(f"classes must be different ones of {', '.join(POPULATIONS)}; found {list(self.classes)}")
+        if self.lr_peak_signal_to_noise is not None:
+            self.lr_peak_signal_to_noise.require("lr_peak_signal_to_noise", 1e-3)
         if self.hr_size % self.scale:
             raise ValueError(f"hr_size {self.hr_size} must be a multiple of scale {self.scale}")
         return self

@@ -9,13 +9,14 @@ from .settings import Settings
 
 
 class Prior(Settings):
-    """A distribution of one number: `1.5`, `{uniform: [low, high]}`, `{log_uniform: [low, high]}` or
-    `{normal: [mean, standard_deviation]}`."""
+    """A distribution of one number: `1.5`, `{uniform: [low, high]}`, `{log_uniform: [low, high]}`,
+    `{normal: [mean, standard_deviation]}` or `{choice: [10, 30, 100]}`, each of them equally likely."""
 
     fixed: float | None = None
     uniform: tuple[float, float] | None = None
     log_uniform: tuple[float, float] | None = None
     normal: tuple[float, float] | None = None
+    choice: tuple[float, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -26,7 +27,7 @@ class Prior(Settings):
     def _check(self) -> "Prior":
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"expected a number or exactly one of uniform, log_uniform, normal; found {given}")
+            raise ValueError(f"expected a number or exactly one of uniform, log_uniform, normal, choice; found {given}")
         for bounds in (self.uniform, self.log_uniform):
             if bounds is not None and not bounds[0] <= bounds[1]:
                 raise ValueError(f"expected low <= high, found {list(bounds)}")
@@ -34,6 +35,8 @@ class Prior(Settings):
             raise ValueError(f"log_uniform needs positive bounds, found {list(self.log_uniform)}")
         if self.normal is not None and self.normal[1] < 0:
             raise ValueError(f"normal needs a standard deviation >= 0, found {self.normal[1]}")
+        if self.choice == ():
+            raise ValueError("choice needs at least one number, found none")
         return self
 
     def draw(self, rng: np.random.Generator) -> float:
@@ -44,6 +47,8 @@ class Prior(Settings):
             return float(rng.uniform(*self.uniform))
         if self.log_uniform is not None:
             return float(np.exp(rng.uniform(*np.log(self.log_uniform))))
+        if self.choice is not None:
+            return float(rng.choice(self.choice))
         assert self.normal is not None
         return float(rng.normal(*self.normal))
 
@@ -54,6 +59,8 @@ class Prior(Settings):
             return mean - 5 * deviation, mean + 5 * deviation
         if self.fixed is not None:
             return self.fixed, self.fixed
+        if self.choice is not None:
+            return min(self.choice), max(self.choice)
         found = self.uniform or self.log_uniform
         assert found is not None
         return found

@@ -1,6 +1,7 @@
 """One sample: drawn from (seed, index), rendered by an engine, seen through noise."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,10 @@ def draw_sample(settings: "SimulateSettings", seed: int, index: int, split: Spli
     hr_instrument, _ = instruments(settings)
     field_radius_arcsec = settings.hr_size * hr_instrument.pixel_scale_arcsec / np.sqrt(2)
     kind = settings.classes[index % len(settings.classes)]
-    return draw_scene(kind, settings.scene, field_radius_arcsec, rng, split), rng
+    scene = draw_scene(kind, settings.scene, field_radius_arcsec, rng, split)
+    if settings.lr_peak_signal_to_noise is not None:
+        scene = replace(scene, lr_peak_signal_to_noise=settings.lr_peak_signal_to_noise.draw(rng))
+    return scene, rng
 
 
 def render_scenes(
@@ -72,6 +76,20 @@ def render_scenes(
         return [pair for hr, lr in batches for pair in zip(hr.cpu().numpy(), lr.cpu().numpy(), strict=True)]
 
 
+def exposure_factors(scenes: Sequence[Scene], lr_njy: Any, instrument: Instrument) -> list[float]:
+    """What the instrument's noise is multiplied by in the images `lr_njy` (B,h,w) of the scenes, NumPy or torch.
+
+    1, or as much as it takes for the S/N that a scene asks for: a longer or shorter exposure under the same sky, where
+    reading the detector adds little.
+    """
+    return [
+        1.0
+        if (wanted := scene.lr_peak_signal_to_noise) is None
+        else float((lr / noise_sigma_njy(instrument, lr)).max()) / wanted
+        for scene, lr in zip(scenes, lr_njy, strict=True)
+    ]
+
+
 def observe_sample(
     settings: "SimulateSettings",
     index: int,
@@ -82,7 +100,7 @@ def observe_sample(
     """Noise, label and what else is stored of a sample, from its noiseless images."""
     hr, lr = images
     hr_instrument, lr_instrument = instruments(settings)
-    lr_noise = noise_sigma_njy(lr_instrument, lr)
+    lr_noise = noise_sigma_njy(lr_instrument, lr) * exposure_factors([scene], lr[None], lr_instrument)[0]
     hr_noisy = hr + draw_noise(hr_instrument, noise_sigma_njy(hr_instrument, hr), rng)
     stored = {"hr": hr, "hr_noisy": hr_noisy, "lr": lr + draw_noise(lr_instrument, lr_noise, rng), "lr_noise": lr_noise}
     sample: dict[str, Any] = {name: image.astype(np.float32)[None] for name, image in stored.items()}

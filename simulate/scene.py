@@ -91,10 +91,12 @@ class Scene:
     point_source_model_list: list[str] = field(default_factory=list)
     kwargs_ps: list[dict[str, Any]] = field(default_factory=list)
     """'LENSED_POSITION': ra_image and dec_image (arcsec) and point_amp (nJy), each a list with an entry an image."""
+    lr_peak_signal_to_noise: float | None = None
+    """Where it is highest; None: the exposure is the LR instrument's."""
 
     def to_json(self) -> str:
         """The scene as stored beside its images; `amp` is in nJy per square arcsecond, angles in arcsec."""
-        return json.dumps(vars(self), allow_nan=False)
+        return json.dumps({key: value for key, value in vars(self).items() if value is not None}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Scene":

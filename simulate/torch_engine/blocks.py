@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ..errors import InputError
 from ..instruments import Instrument, noise_correlation_kernel, noise_sigma_njy
-from ..sample import instruments
+from ..sample import exposure_factors, instruments
 from ..scene import Scene
 from .imaging import padded_size
 from .packing import perturber_count
@@ -66,7 +66,8 @@ def render_block(
         part = slice(last, last := last + len(hr))
         block["hr"][part, 0] = hr
         block["hr_noisy"][part, 0] = hr + draw_noise(hr_instrument, noise_sigma_njy(hr_instrument, hr), generator)
-        block["lr_noise"][part, 0] = noise_sigma_njy(lr_instrument, lr)
+        factors = torch.tensor(exposure_factors(scenes[part], lr, lr_instrument), device=device)
+        block["lr_noise"][part, 0] = noise_sigma_njy(lr_instrument, lr) * factors[:, None, None]
         block["lr"][part, 0] = lr + draw_noise(lr_instrument, block["lr_noise"][part, 0], generator)
     return block
 

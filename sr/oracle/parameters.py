@@ -137,6 +137,9 @@ def make_parameters(macro: MacroSettings, source: SersicSettings, lens_light: Se
     for group, light in (("source", source), ("lens_light", lens_light)):
         if light is not None:
             priors |= {f"{group}.{name}": getattr(light, name) for name in SERSIC}
+    for name, prior in priors.items():
+        if prior.choice is not None:
+            raise InputError(f"{name}: the parametric fit needs a continuous prior, found choice; give a range")
     fixed = {name: prior.bounds()[0] for name, prior in priors.items() if prior.bounds()[0] == prior.bounds()[1]}
     return Parameters({name: prior for name, prior in priors.items() if name not in fixed}, fixed)
 
