@@ -17,6 +17,7 @@ from simulate.progress import progress_bar
 from simulate.settings import Settings
 from simulate.shards import Pairs, file_sha256, manifest_sha256, read_pairs, write_atomically
 
+from .ceiling import ceiling_content, ceiling_of_run
 from .classical import (
     BLUR_SIGMAS_LR_PIXELS,
     WIENER_NOISE_TO_SIGNAL,
@@ -28,6 +29,8 @@ from .classical import (
 )
 from .metrics import data_range_of, fidelity_scores, image_scores, summarise
 from .models import ARCHITECTURES, parameter_count
+from .oracle.ceiling import Ceiling, CeilingSettings
+from .signal_to_noise import signal_to_noise_groups
 from .spectral_metrics import summarise_spectra
 from .stages import METRICS_NAME, fingerprint, finished_metrics, write_metrics
 from .trained_model import CONFIG_NAME, WEIGHTS_NAME, TrainedModel, interpolation_model, load_model
@@ -47,6 +50,7 @@ class EvaluateSettings(Settings):
     self_ensemble: bool = False
     """Also score the mean of each network's answers over the 8 symmetries of the square, as "<name> x8"."""
     uncertainty: UncertaintySettings = UncertaintySettings()
+    ceiling: CeilingSettings = CeilingSettings()
 
 
 def finished_models(run: Path, device: torch.device) -> list[TrainedModel]:
@@ -77,11 +81,11 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Score the baselines and all finished models on RUN/data's test split; write RUN/evaluate.
 
-    Each row of metrics.json has means over scenes with 95 % bootstrap intervals, overall and per class, and the gain in
-    PSNR over bicubic, paired by scene. "references" are rows of the truth itself and of the truth without substructure;
-    "spectra" has curves; "trust" is `Trust.content`, on made-up detail and posteriors. Whatever has to be chosen (sigma
-    of the blur control, noise of the Wiener filter, iterations of Richardson-Lucy, `best_model`) is chosen on the
-    validation split.
+    Each row of metrics.json has means over scenes with 95 % bootstrap intervals, overall, per class and by S/N, and the
+    gain in PSNR over bicubic, paired by scene. "references" are rows of the truth itself and of the truth without
+    substructure; "ceiling" is `ceiling_content`, what could be reached at best; "spectra" has curves; "trust" is
+    `Trust.content`, on made-up detail and posteriors. Whatever has to be chosen (sigma of the blur control, noise of
+    the Wiener filter, iterations of Richardson-Lucy, `best_model`) is chosen on the validation split.
     """
     started = perf_counter()
     folder = run / "evaluate"
@@ -124,6 +128,7 @@ def evaluate_run(
 
     parts, missing = _truth_parts(test, run / "data", device)
     trust = Trust(test, parts, run / "data", settings.uncertainty, seed)
+    ceiling, no_ceiling = _ceiling(run, test, data_range, settings.ceiling, seed, device, data_sha256)
     scores, speed, spectra = {}, {}, {}
     with progress_bar("evaluate", len(order)) as advance:
         for name in order:
@@ -158,6 +163,9 @@ def evaluate_run(
             "methods": {name: summarise_spectra(spectra[name], generator) for name in order},
         },
         "trust": trust.content(models, device),
+        "ceiling": ceiling_content(ceiling, scores, test, parts, data_range, generator)
+        if ceiling
+        else {"missing": no_ceiling},
         "best_model": best,
         "data_range": data_range,
         "scenes": len(test),
@@ -181,6 +189,18 @@ def _truth_parts(pairs: Pairs, folder: Path, device: torch.device) -> tuple[Trut
         return None, str(error)
 
 
+def _ceiling(
+    run: Path, test: Pairs, data_range: float, settings: CeilingSettings, seed: int, device: torch.device, data: str
+) -> tuple[Ceiling | None, str | None]:
+    """The ceiling of the test split, or the reason why there is none."""
+    if settings.scenes == 0:
+        return None, "evaluate.ceiling.scenes is 0"
+    try:
+        return ceiling_of_run(run, test, data_range, settings, seed, device, data), None
+    except InputError as error:
+        return None, str(error)
+
+
 def _references(pairs: Pairs, parts: TruthParts | None, generator: np.random.Generator) -> list[dict[str, Any]]:
     """How the truth itself scores against the LR images, and an image that knows all but the substructure."""
     rows = [{"model": "truth", **summarise(fidelity_scores(pairs.hr, pairs, parts)[0], generator)}]
@@ -196,14 +216,20 @@ def _references(pairs: Pairs, parts: TruthParts | None, generator: np.random.Gen
 def _summary(
     scores: dict[str, np.ndarray], bicubic: dict[str, np.ndarray], pairs: Pairs, generator: np.random.Generator
 ) -> dict[str, Any]:
-    """Means and intervals over all scenes, and the same in "per_class"."""
+    """Means and intervals over all scenes, and the same in "per_class" and "per_signal_to_noise"."""
     everything = {**scores, "psnr_gain_db": scores["psnr_db"] - bicubic["psnr_db"]}
-    per_class = {}
-    for label, name in enumerate(pairs.classes):
-        rows = pairs.label == label
-        if rows.any():
-            per_class[name] = summarise({key: values[rows] for key, values in everything.items()}, generator)
-    return {**summarise(everything, generator), "per_class": per_class}
+    groups = {
+        "per_class": {name: pairs.label == label for label, name in enumerate(pairs.classes)},
+        "per_signal_to_noise": signal_to_noise_groups(pairs),
+    }
+    return summarise(everything, generator) | {
+        kind: {
+            name: summarise({key: values[rows] for key, values in everything.items()}, generator)
+            for name, rows in some.items()
+            if rows.any()
+        }
+        for kind, some in groups.items()
+    }
 
 
 def _best_model(

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from simulate.provenance import git_revision, package_versions
 from simulate.shards import MANIFEST_NAME, file_sha256, read_manifest, read_shard, write_text
 
+from .report_ceiling import efficiency_by_parameters
 from .report_figures import auc_intervals, confusion_matrices, roc_curves, spectra_by_scale, training_curves
 from .report_images import data_strip, example_pictures, transfer_pictures
 from .report_trust import coverage_curves
@@ -130,7 +131,7 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> Any:
     for key, value in content.items():
         if not isinstance(value, dict):
             yield f"{prefix}{key}", _plain(value)
-        elif len(value) == 1 and (name := next(iter(value))) in ("fixed", "uniform", "log_uniform", "normal"):
+        elif len(value) == 1 and (name := next(iter(value))) in ("fixed", "uniform", "log_uniform", "normal", "choice"):
             yield f"{prefix}{key}", f"{name.replace('_', '-')} {_plain(value[name])}"
         else:
             yield from _flatten(value, f"{prefix}{key}.")
@@ -162,6 +163,8 @@ def _figures(run: Path, stages: dict[str, Any]) -> dict[str, Markup]:
         names = [stages["evaluate"]["best_model"], "bicubic", "blur control"]
         if shown := [name for name in names if spectra["methods"].get(name)]:
             figures["spectra"] = spectra_by_scale(spectra, shown)
+    if "efficiency" in (ceiling := (stages["evaluate"] or {}).get("ceiling", {})):
+        figures["efficiency"] = efficiency_by_parameters(ceiling, stages["evaluate"]["rows"])
     if coverage := (stages["evaluate"] or {}).get("trust", {}).get("coverage"):
         figures["coverage"] = coverage_curves(coverage)
     examples = run / "evaluate" / "examples.h5"

@@ -30,7 +30,7 @@ class TruthParts:
     lens_light: np.ndarray
     """What is not lensed; zero for scenes without any."""
 
-    def select(self, rows: slice) -> "TruthParts":
+    def select(self, rows: slice | np.ndarray) -> "TruthParts":
         """The parts of these scenes."""
         return TruthParts(self.macro[rows], self.lens_light[rows])
 

@@ -12,14 +12,7 @@ from simulate.sample import draw_sample, simulate_sample
 from simulate.shards import Pairs
 from simulate.torch_engine.direct_sum import scene_deflection
 from sr.metrics import image_scores
-from sr.oracle.ceiling import (
-    STRENGTHS,
-    CeilingSettings,
-    efficiency,
-    efficiency_by_signal_to_noise,
-    measure_ceiling,
-    peak_signal_to_noise,
-)
+from sr.oracle.ceiling import STRENGTHS, CeilingSettings, measure_ceiling
 from sr.oracle.examine import examine
 from sr.oracle.fit import FitSettings, Fitter
 from sr.oracle.objective import Images
@@ -175,22 +168,3 @@ def test_drizzled_noise_is_refused():
     lr = settings.lr_instrument.model_copy(update={"drizzle": {"pixfrac": 0.8, "input_pixel_scale_arcsec": 0.1}})
     with pytest.raises(InputError, match="correlated"):
         measure_ceiling(pairs, settings.model_copy(update={"lr_instrument": lr}), 1.0, CeilingSettings(), 1, CPU)
-
-
-def test_efficiency_is_the_share_of_the_gap():
-    rng = np.random.default_rng(0)
-    bicubic = np.array([30.0, 32.0, 34.0, 20.0])
-    oracle = bicubic + np.array([20.0, 10.0, 30.0, 20.0])
-    half = bicubic + np.array([10.0, 5.0, 15.0, 10.0])
-    found = efficiency(half, bicubic, oracle, rng)
-    assert found == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
-    assert efficiency(bicubic, bicubic, oracle, rng)["mean"] == 0
-    signal = np.array([5.0, 20.0, 30.0, 200.0])
-    parts = efficiency_by_signal_to_noise(half, bicubic, oracle, signal, (10.0, 50.0, 100.0, 1000.0), rng)
-    assert {name: part["scenes"] for name, part in parts.items()} == {
-        "all": 4,
-        "S/N 10 to 50": 2,
-        "S/N 100 to 1000": 1,
-    }
-    pairs = simulated(small_settings(), 1)
-    assert peak_signal_to_noise(pairs)[0] == pytest.approx(pairs.lr.max() / np.median(pairs.lr_noise))

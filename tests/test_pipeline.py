@@ -32,6 +32,7 @@ train:
     - {architecture: rcan, settings: {features: 8, groups: 1, blocks: 1, reduction: 4}}
     - {architecture: srgan, settings: {features: 8, blocks: 1}}
 transfer: {models: [rcan], folds: 2, frozen_steps: 2, finetune_steps: 2, batch_size: 4, crop_size: 12}
+evaluate: {ceiling: {scenes: 3, fit: {draws: 256}, modes: 30, field_draws: 40}}
 classify: {seeds: 1, epochs: 1}
 """
 
@@ -68,6 +69,10 @@ def test_run_leaves_what_each_stage_promises(tiny_run: Path) -> None:
     rows = {row["model"] for row in evaluated["rows"]}
     assert {"bilinear", "bicubic", "fsrcnn", "srresnet", "rcan", "srgan"} <= rows
     assert evaluated["macro_model_missing"] is None
+    oracle, bound, _ = (row["psnr_db"]["mean"] for row in evaluated["ceiling"]["bounds"])
+    best = max(row["psnr_db"]["mean"] for row in evaluated["rows"])
+    assert oracle > best + 10  # what six steps of training cannot do, and what the lens model can
+    assert abs(oracle - bound) < 10
     truth, bare = evaluated["references"]  # the truth is nearer to itself than the same lens without substructure
     assert (truth["substructure_error"]["mean"], truth["substructure_correlation"]["mean"]) == (0, pytest.approx(1))
     assert (bare["substructure_error"]["mean"], bare["substructure_correlation"]["mean"]) == (pytest.approx(1), 0)

@@ -8,7 +8,6 @@ linear estimate of a Gaussian field has; substructure that is not Gaussian (one 
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from simulate.errors import InputError
 from simulate.generate import SimulateSettings
+from simulate.progress import progress_bar
 from simulate.sample import instruments
 from simulate.scene import Scene
 from simulate.settings import Settings
 from simulate.shards import Pairs
 
-from ..bootstrap import bootstrap_interval
 from .examine import Fit, examine
 from .fit import FitSettings, Fitter
 from .imaging import Optics
@@ -30,7 +29,7 @@ from .objective import Images
 from .parameters import scene_parameters
 from .substructure import DeflectionModes, draw_deflections, find_modes, light_changes
 
-IMAGES_AT_ONCE = 16
+IMAGES_AT_ONCE = 8
 STRENGTHS = (1.0, 0.3)
 """Of the field that the oracle tries, in units of its population's: most lenses have less substructure than the root
 mean square, which few massive perturbers make."""
@@ -41,8 +40,9 @@ MODE_CELLS = 64
 class CeilingSettings(Settings):
     """How the ceiling of a data set is measured."""
 
-    scenes: int = Field(60, ge=1)
-    """Lenses that are fitted: the first of the split, which has its classes in turn."""
+    scenes: int = Field(60, ge=0)
+    """Lenses that are fitted: the first of the split, which has its classes in turn; 0: none. One takes a CPU core some
+    five seconds."""
     fit: FitSettings = FitSettings()
     modes: int = Field(300, ge=1)
     """Of the field of substructure."""
@@ -82,7 +82,7 @@ def measure_ceiling(
     seed: int,
     device: torch.device,
 ) -> Ceiling:
-    """The ceiling of simulated pairs that were made with these (resolved) settings.
+    """The ceiling of simulated pairs that were made with these (resolved) settings; shows its progress.
 
     Raises `InputError` if their lenses are not of the parametric kind, or their LR noise is correlated by drizzling.
     """
@@ -105,16 +105,18 @@ def measure_ceiling(
     rows = np.arange(min(settings.scenes, len(pairs)))
     results: dict[int, tuple[Fit, Tensor, Tensor, float]] = {}
     captured = {}
-    for label, name in enumerate(pairs.classes):
-        own = rows[pairs.label[rows] == label]
-        modes = None
-        if name != "none" and len(own):
-            modes = _modes(fitter, simulation, name, settings, seed, device)
-            captured[name] = modes.captured
-        for start in range(0, len(own), IMAGES_AT_ONCE):
-            part = own[start : start + IMAGES_AT_ONCE]
-            for row, result in zip(part, _measure(fitter, pairs, part, modes, device), strict=True):
-                results[int(row)] = result
+    with progress_bar("ceiling", len(rows)) as advance:
+        for label, name in enumerate(pairs.classes):
+            own = rows[pairs.label[rows] == label]
+            modes = None
+            if name != "none" and len(own):
+                modes = _modes(fitter, simulation, name, settings, seed, device)
+                captured[name] = modes.captured
+            for start in range(0, len(own), IMAGES_AT_ONCE):
+                part = own[start : start + IMAGES_AT_ONCE]
+                for row, result in zip(part, _measure(fitter, pairs, part, modes, device), strict=True):
+                    results[int(row)] = result
+                advance(len(part), name)
     fits, known, unknown, strength = zip(*(results[int(row)] for row in rows), strict=True)
     return Ceiling(
         rows=rows,
@@ -170,41 +172,3 @@ def _images(images: list[Tensor]) -> np.ndarray:
 def _decibels(sigmas: tuple[Tensor, ...], data_range: float) -> np.ndarray:
     mean_square = torch.stack([one.square().mean() for one in sigmas])
     return (10 * torch.log10(data_range**2 / mean_square)).cpu().numpy()
-
-
-def efficiency(
-    model_db: np.ndarray, bicubic_db: np.ndarray, oracle_db: np.ndarray, generator: np.random.Generator
-) -> dict[str, float]:
-    """eta = (PSNR - bicubic) / (oracle - bicubic), of mean PSNRs over scenes (N,), with its bootstrap interval.
-
-    Gains are averaged before they are divided, so that a scene in which the oracle gains nothing does not decide.
-    """
-
-    def ratio(model: np.ndarray, bicubic: np.ndarray, oracle: np.ndarray) -> float:
-        return float((model - bicubic).mean() / (oracle - bicubic).mean())
-
-    return bootstrap_interval(ratio, (model_db, bicubic_db, oracle_db), generator)
-
-
-def peak_signal_to_noise(pairs: Pairs) -> np.ndarray:
-    """(N,) the brightest LR pixel over the median noise."""
-    return pairs.lr.max(axis=(1, 2, 3)) / np.median(pairs.lr_noise, axis=(1, 2, 3))
-
-
-def efficiency_by_signal_to_noise(
-    model_db: np.ndarray,
-    bicubic_db: np.ndarray,
-    oracle_db: np.ndarray,
-    signal_to_noise: np.ndarray,
-    edges: tuple[float, ...],
-    generator: np.random.Generator,
-) -> dict[str, dict[str, float]]:
-    """`efficiency` overall and of the scenes between neighbouring `edges` of peak S/N, with their number "scenes"."""
-    bins = [("all", np.ones(len(model_db), bool))]
-    for low, high in pairwise(edges):
-        bins.append((f"S/N {low:g} to {high:g}", (signal_to_noise >= low) & (signal_to_noise < high)))
-    return {
-        name: {**efficiency(model_db[own], bicubic_db[own], oracle_db[own], generator), "scenes": float(own.sum())}
-        for name, own in bins
-        if own.any()
-    }

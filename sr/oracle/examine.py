@@ -6,10 +6,12 @@ of a fit this is its error; at the truth it is the Cramer-Rao bound with the pri
 sect. 2.4), and for a field of substructure, which enters linearly, the error of the best linear estimate (LMMSE).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+from simulate.torch_engine.imaging import bin_sum
 
 from .imaging import Imager, Linearised
 from .objective import Images
@@ -20,6 +22,8 @@ ACCEPTED_SIGMAS = 4.0
 BRIGHT_SIGMAS = 1.0
 """Pixels in which the model has more light than this are judged by themselves, too."""
 MODES_AT_ONCE = 64
+MODE_RAYS = 2
+"""Rays along an HR pixel, of the finer ones, with which derivatives by modes are computed: these are smooth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +141,14 @@ def _examine(imager: Imager, images: Images, u: Tensor, modes: DeflectionModes |
 
 def _mode_derivatives(imager: Imager, linear: Linearised, modes: DeflectionModes) -> tuple[Tensor, Tensor]:
     """(n,K) and (N,K) derivatives of one lens's LR and HR pixels by the amplitudes of the modes."""
-    rays, parts = imager.grid.rays, []
-    gradient = linear.by_source_place[0].float()
+    rays_per_pixel, parts = MODE_RAYS * imager.optics.scale, []
+    step = imager.rays_per_pixel // rays_per_pixel if imager.rays_per_pixel % rays_per_pixel == 0 else 1
+    coarser = replace(imager, rays_per_pixel=imager.rays_per_pixel // step)
+    gradient = bin_sum(linear.by_source_place[0], step).float()
     for first in range(0, len(modes.maps), MODES_AT_ONCE):
-        light = -(modes.on_rays(rays, first, first + MODES_AT_ONCE).float() * gradient).sum(1)
-        parts.append((imager.lr(light).flatten(1).T, imager.hr(light).flatten(1).T))
+        maps = modes.on_rays(coarser.grid.rays, first, first + MODES_AT_ONCE)
+        light = -(maps.float() * gradient).sum(1)
+        parts.append((coarser.lr(light).flatten(1).T, coarser.hr(light).flatten(1).T))
     return torch.cat([lr for lr, _ in parts], 1), torch.cat([hr for _, hr in parts], 1)
 
 
