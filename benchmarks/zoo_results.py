@@ -1,4 +1,4 @@
-"""What `benchmarks.zoo` writes of each model: settings, budget, machine, scores with intervals, speed."""
+"""What `benchmarks.zoo` writes of each model (settings, budget, machine, scores, speed), and of the ceiling."""
 
 import json
 import re
@@ -28,6 +28,7 @@ WARM_UP_BATCHES, LEAST_BATCHES, MOST_BATCHES = 2, 5, 50
 ENOUGH_SECONDS = 1.0
 ABOUT = ("model", "architecture", "kind", "parameters", "chosen", "self_ensemble", "images_per_second")
 """Keys of a row of evaluation that are no scores."""
+CEILING_NAME = "ceiling.json"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def are_written(folder: Path, run: Path, settings: RunConfig, device: torch.devi
     models = finished_models(run, device)
     identity = _identity(run, settings, models, device)
     written = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    found = {one["model"] for one in written if one.get("identity") == identity}
+    found = {one.get("model") for one in written if one.get("identity") == identity}
     return found >= {"bicubic", *(model.name for model in models)}
 
 
@@ -71,7 +72,10 @@ def _identity(run: Path, settings: RunConfig, models: list[TrainedModel], device
 def write_results(
     folder: Path, run: Path, settings: RunConfig, metrics: Mapping[str, Any], device: torch.device, origin: Origin
 ) -> list[Path]:
-    """Write FOLDER/MODEL.json for each row of `metrics`, which are `evaluate_run`'s on `device`; times each method."""
+    """Write FOLDER/MODEL.json for each row of `metrics`, which are `evaluate_run`'s on `device`; times each method.
+
+    Where the ceiling was measured, FOLDER/ceiling.json has the oracle and the bounds, and models have their efficiency.
+    """
     models = {model.name: model for model in finished_models(run, device)}
     identity = _identity(run, settings, list(models.values()), device)
     sizes = {model.folder_name: model.size for model in settings.train.models}
@@ -89,6 +93,15 @@ def write_results(
         "git_revision": git_revision(),
     }
     paths = []
+    ceiling, trust = metrics["ceiling"], metrics["trust"]
+    by_model = {
+        "efficiency": ceiling.get("efficiency", {}),
+        "trust": {row["model"]: {key: row[key] for key in row if key != "model"} for row in trust["rows"]},
+        "coverage": trust["coverage"],
+    }
+    if "bounds" in ceiling:
+        whole = {key: value for key, value in ceiling.items() if key != "efficiency"}
+        write_json(folder / CEILING_NAME, {"kind": "ceiling", **whole, **about})
     for row in metrics["rows"]:
         trained = row["model"].removesuffix(" x8") if row.get("self_ensemble") else row["model"]
         model = models.get(trained)
@@ -100,6 +113,7 @@ def write_results(
             **{key: row[key] for key in ABOUT[1:] if key in row and key != "images_per_second"},
             **({} if model is None else _training(run, model, sizes.get(trained), device)),
             "scores": {key: value for key, value in row.items() if key not in ABOUT},
+            **{key: found[row["model"]] for key, found in by_model.items() if row["model"] in found},
             "images_per_second": {"evaluation": row["images_per_second"], **speed},
             **about,
         }

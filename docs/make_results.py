@@ -54,7 +54,8 @@ def read_results(folder: Path) -> tuple[list[Record], list[Record]]:
 
     Raises `SystemExit` if they were not all measured on the same test scenes and the same kind of device.
     """
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    records = [one for one in contents if one["kind"] != "ceiling"]
     for key in ("data_sha256", "evaluated_on"):
         if len({record[key] for record in records}) > 1:
             raise SystemExit(f"{folder}: the results differ in {key}; move those of earlier runs away")
@@ -168,8 +169,8 @@ def fill(page: str, parts: dict[str, list[str]]) -> str:
 
 
 def tables(results: Path, page: Path) -> None:
-    """Fill the page's tables from all folders of results."""
-    folders = sorted(path for path in results.iterdir() if path.is_dir())
+    """Fill the page's tables from all folders of results, those with a page of their own apart (`make_ceiling.py`)."""
+    folders = sorted(path for path in results.iterdir() if path.is_dir() and not (path / "ceiling.json").is_file())
     parts = {
         "zoo": [line for folder in folders for line in zoo_table(folder)],
         "origin": [line for folder in folders for line in comparison(folder, ORIGIN, "the origin")],

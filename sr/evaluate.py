@@ -82,10 +82,10 @@ def evaluate_run(
     """Score the baselines and all finished models on RUN/data's test split; write RUN/evaluate.
 
     Each row of metrics.json has means over scenes with 95 % bootstrap intervals, overall, per class and by S/N, and the
-    gain in PSNR over bicubic, paired by scene. "references" are rows of the truth itself and of the truth without
-    substructure; "ceiling" is `ceiling_content`, what could be reached at best; "spectra" has curves; "trust" is
-    `Trust.content`, on made-up detail and posteriors. Whatever has to be chosen (sigma of the blur control, noise of
-    the Wiener filter, iterations of Richardson-Lucy, `best_model`) is chosen on the validation split.
+    difference in PSNR to bicubic and to the best network, paired by scene. "references" are rows of the truth itself
+    and of the truth without substructure; "ceiling" is `ceiling_content`, what could be reached at best; "spectra" has
+    curves; "trust" is `Trust.content`, on made-up detail and posteriors. Whatever has to be chosen (sigma of the blur
+    control, noise of the Wiener filter, iterations of Richardson-Lucy, `best_model`) is chosen on the validation split.
     """
     started = perf_counter()
     folder = run / "evaluate"
@@ -141,16 +141,19 @@ def evaluate_run(
             trust.add(name, prediction, methods[name])
             advance(note=name)
     generator = np.random.default_rng(seed)
+    best = _best_model(models, methods, validation, data_range)
+    paired = {"psnr_gain_db": scores["bicubic"]["psnr_db"]}
+    if best:
+        paired["psnr_against_best_db"] = scores[best]["psnr_db"]
     rows = [
         {
             "model": name,
             **about[name],
             "images_per_second": round(speed[name], 1),
-            **_summary(scores[name], scores["bicubic"], test, generator),
+            **_summary(scores[name], paired, test, generator),
         }
         for name in order
     ]
-    best = _best_model(models, methods, validation, data_range)
     gain = scores[best or "bicubic"]["psnr_db"] - (scores["bicubic"]["psnr_db"] if best else 0)
     _write_examples(folder / EXAMPLES_NAME, methods, order, test, gain)
     content = {
@@ -214,10 +217,13 @@ def _references(pairs: Pairs, parts: TruthParts | None, generator: np.random.Gen
 
 
 def _summary(
-    scores: dict[str, np.ndarray], bicubic: dict[str, np.ndarray], pairs: Pairs, generator: np.random.Generator
+    scores: dict[str, np.ndarray], paired: dict[str, np.ndarray], pairs: Pairs, generator: np.random.Generator
 ) -> dict[str, Any]:
-    """Means and intervals over all scenes, and the same in "per_class" and "per_signal_to_noise"."""
-    everything = {**scores, "psnr_gain_db": scores["psnr_db"] - bicubic["psnr_db"]}
+    """Means and intervals over all scenes, and the same in "per_class" and "per_signal_to_noise".
+
+    `paired` has PSNRs by the name of the difference to them.
+    """
+    everything = {**scores, **{name: scores["psnr_db"] - psnr_db for name, psnr_db in paired.items()}}
     groups = {
         "per_class": {name: pairs.label == label for label, name in enumerate(pairs.classes)},
         "per_signal_to_noise": signal_to_noise_groups(pairs),
