@@ -12,6 +12,7 @@ import torch
 from simulate.shards import Pairs, write_atomically
 
 from .bootstrap import bootstrap_interval
+from .einstein_radius import EinsteinRadiusFits
 from .metrics import fidelity_scores, image_scores, summarise
 from .on_the_fly import stored_simulation
 from .oracle.ceiling import Ceiling, CeilingSettings, measure_ceiling
@@ -68,6 +69,7 @@ def ceiling_content(
     scores: dict[str, Scores],
     test: Pairs,
     parts: TruthParts | None,
+    fits: EinsteinRadiusFits | None,
     data_range: float,
     generator: np.random.Generator,
 ) -> dict[str, Any]:
@@ -79,6 +81,10 @@ def ceiling_content(
     some = test.select(ceiling.rows)
     of_some = parts.select(ceiling.rows) if parts else None
     oracle = {**image_scores(ceiling.hr, some, data_range), **fidelity_scores(ceiling.hr, some, of_some)[0]}
+    if fits:
+        everywhere = np.full(test.hr.shape, np.nan, np.float32)
+        everywhere[ceiling.rows] = ceiling.hr
+        oracle["theta_e_error"] = fits.errors(everywhere)[ceiling.rows]
     bounds = {
         ORACLE: oracle,
         BOUND: {"psnr_db": ceiling.cramer_rao_db},

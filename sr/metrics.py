@@ -22,7 +22,7 @@ SSIM_SIGMA = 1.5
 CHUNK = 64  # images scored at a time: bounds the memory
 MEDIAN_SCORES = ("centroid_offset_arcsec", "ellipticity_error", "substructure_error")
 """Errors without a sign: the few scenes in which there is little to measure would make up most of their mean."""
-SIGNED_SCORES = ("flux_error", "arc_flux_error", "half_light_radius_error")
+SIGNED_SCORES = ("flux_error", "arc_flux_error", "half_light_radius_error", "theta_e_error")
 """Relative errors: their mean is the bias, and "absolute_..." is the median of their absolute values."""
 
 

@@ -82,6 +82,8 @@ def test_evaluation_reports_the_ceiling(run: Path) -> None:
         low, high = (row["per_signal_to_noise"][name]["psnr_db"]["mean"] for name in ("S/N 10", "S/N 100"))
         assert 8 < high - low < 32
     assert field["psnr_db"]["mean"] <= bound["psnr_db"]["mean"]
+    assert oracle["absolute_theta_e_error"]["mean"] < rows["blur control"]["absolute_theta_e_error"]["mean"]
+    assert metrics["references"][0]["absolute_theta_e_error"]["mean"] < 5e-3
     assert oracle["chi2_per_pixel"]["mean"] == pytest.approx(1, abs=0.15)
     test = read_pairs(run / "data", "test")
     kept = _kept(run, test, metrics["data_range"])
