@@ -272,9 +272,20 @@ def super_resolve(
     draws: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Posterior draws whose scatter becomes the HDU SIGMA. Default: 16 for a flow, else 0."
+            min=0,
+            help="Posterior draws whose scatter becomes the HDU SIGMA. Default: 16 for a flow, else 0. Networks with "
+            "predict_sigma write it without draws.",
         ),
     ] = None,
+    psf: Annotated[
+        Path | None,
+        typer.Option(
+            help="The image's PSF as a FITS file, for models that know the degradation. Default: that of the training."
+        ),
+    ] = None,
+    psf_without_pixel: Annotated[
+        bool, typer.Option("--psf-without-pixel", help="The PSF file is of the optics alone, not measured on stars.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT.fits if it exists.")] = False,
 ) -> None:
     """Super-resolve a FITS image of any size, keeping its header and sky coordinates."""
@@ -291,6 +302,8 @@ def super_resolve(
         scale=scale,
         self_ensemble=self_ensemble,
         draws=draws,
+        psf=psf,
+        psf_includes_pixel=not psf_without_pixel,
     )
     for note in done["notes"]:
         typer.echo(f"note: {note}", err=True)
@@ -324,8 +337,8 @@ def fit(
     overwrite: Annotated[bool, typer.Option(help="Replace files in OUT.")] = False,
 ) -> None:
     """Fit macro-model and source to a FITS image of a lens: parameters, covariance, chi^2 and the HR model."""
-    from sr.oracle.image_file import PsfChoice
     from sr.oracle.image_fit import fit_fits, load_settings
+    from sr.psf_choice import PsfChoice
 
     done = fit_fits(
         source,

@@ -3,12 +3,12 @@
 Such a network has the class attribute `knows_degradation = True` and is called network(lr, degradation).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
 
-from simulate.shards import Pairs
+from simulate.shards import Band, Pairs
 
 from .models.d4 import act
 from .operators import ForwardOperator, matching_kernels
@@ -50,6 +50,20 @@ def degradation_of_batch(batch: Batch, operator: ForwardOperator) -> Degradation
     return Degradation(batch.noise, ForwardOperator(kernels, operator.scale, operator.margin))
 
 
-def usual_kernel(network: nn.Module, pairs: Pairs) -> np.ndarray | None:
-    """(k,k): the mean matching kernel of `pairs`, for images whose PSF is not given; None if `network` needs none."""
-    return matching_kernels(pairs.hr_band, pairs.lr_band).mean(0) if knows_degradation(network) else None
+@dataclass(frozen=True, eq=False)
+class UsualKernel:
+    """What a network that knows the degradation takes for images that come without a kernel."""
+
+    kernel: np.ndarray
+    """(k,k): the mean matching kernel of its training data."""
+    hr_band: Band | None
+    """The HR instrument with its mean PSF (k,k), of which kernels for other PSFs are made; None if it is not known."""
+
+
+def usual_kernel(network: nn.Module, pairs: Pairs) -> UsualKernel | None:
+    """That of `pairs`, which `network` is trained on; None if it needs none."""
+    if not knows_degradation(network):
+        return None
+    psf = pairs.hr_band.psf
+    hr_band = replace(pairs.hr_band, psf=psf.mean(0) if psf.ndim == 3 else psf)
+    return UsualKernel(matching_kernels(pairs.hr_band, pairs.lr_band).mean(0), hr_band)

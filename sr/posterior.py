@@ -10,6 +10,7 @@ from torch import Tensor
 from simulate.errors import InputError
 from simulate.progress import progress_bar
 
+from .predicted_variance import predicts_sigma
 from .tiles import Window, join_tiles, tile_rows
 from .trained_model import TrainedModel
 
@@ -21,7 +22,7 @@ STEPS = 8
 
 @runtime_checkable
 class PosteriorNetwork(Protocol):
-    """A network that has more than one answer. One that predicts a variance is one, with mean + sigma x noise."""
+    """A network that has more than one answer."""
 
     def sample(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
         """One draw an image: lr (B,C,h,w) and standard normal noise (B,C,H,W) -> (B,C,H,W) float32."""
@@ -40,6 +41,10 @@ def check_draws(model: TrainedModel, draws: int | None) -> int:
     """
     if draws is None:
         return DEFAULT_DRAWS if can_sample(model) else 0
+    if draws and predicts_sigma(model.network):
+        raise InputError(
+            f"draws: model {model.name} predicts its error itself, without draws; leave --draws out, or 0 for no map"
+        )
     if draws and not can_sample(model):
         raise InputError(
             f"draws: model {model.name} ({model.config.architecture}) gives one answer an image, no posterior; "
@@ -56,6 +61,30 @@ def sigma_history(draws: int) -> str:
         f"HDU SIGMA: standard deviation of {draws} posterior draws ({STEPS} steps each) of each pixel, same unit; "
         "pixels are correlated; the noise that a draw starts from goes through the image without tiles"
     )
+
+
+PREDICTED_HISTORY = (
+    "HDU SIGMA: 1 sigma error of each pixel as the network predicts it, same unit; errors of neighbours hang together"
+)
+
+
+def predicted_sigma_image(
+    model: TrainedModel,
+    image: np.ndarray,
+    noise_sigma: float,
+    device: torch.device,
+    tile_size: int,
+    noise: np.ndarray | None = None,
+) -> np.ndarray:
+    """The 1-sigma error that a network predicts for one image (h,w), in tiles as `super_resolve_image`'s."""
+    whole = np.full_like(image, noise_sigma) if noise is None else noise
+
+    def answer(windows: list[Window]) -> np.ndarray:
+        tiles, sigma = (np.stack([one[None, *window] for window in windows]) for one in (image, whole))
+        return model.predicted_sigma(tiles, sigma, device, usual_noise=noise_sigma)
+
+    with progress_bar("predicted errors", tile_rows(image.shape, tile_size)) as advance:
+        return join_tiles(image.shape, model.config.scale, tile_size, answer, advance)
 
 
 def sigma_image(

@@ -16,10 +16,13 @@ from simulate.errors import InputError
 from simulate.provenance import package_versions
 from simulate.shards import file_sha256, write_atomically
 
+from .degradation import knows_degradation
 from .domain import objections, observe, remarks
+from .given_psf import with_given_psf
 from .observed.fits_images import read_image
 from .observed.noise import MAP_NAMES, noise_map
-from .posterior import check_draws, sigma_history, sigma_image
+from .posterior import PREDICTED_HISTORY, check_draws, predicted_sigma_image, sigma_history, sigma_image
+from .predicted_variance import predicts_sigma
 from .shipped import choose_model, find_model
 from .tiles import MARGIN, MINIMUM_TILE, super_resolve_image
 from .trained_model import WEIGHTS_NAME, TrainedModel, load_model
@@ -38,13 +41,19 @@ def super_resolve_fits(
     scale: int | None = None,
     self_ensemble: bool = False,
     draws: int | None = None,
+    psf: Path | None = None,
+    psf_includes_pixel: bool = True,
 ) -> dict[str, Any]:
     """Super-resolve one 2-D image of `source` and write it to `target`; returns what was done.
 
     `model_name` is a model's folder or the name of a shipped one; None chooses the shipped one that fits the image (and
     enlarges `scale` times). An image outside of what the model was trained for (pixel scale, instrument, background) is
     refused, unless `force`: then the result's HISTORY says so. `self_ensemble` takes the mean over the 8 symmetries.
-    A model with a posterior adds the HDU `SIGMA`, the standard deviation of so many `draws` (None: 16, 0: no HDU).
+    A model with a posterior adds the HDU `SIGMA`, the standard deviation of so many `draws` (None: 16, 0: no HDU), and
+    so does a model that predicts its error, without draws (None).
+
+    `psf` is a FITS file with the image's PSF, of the optics and the pixel's response unless `psf_includes_pixel` is not
+    set, for models that know the degradation (`with_given_psf`); None: they take the mean PSF of their training data.
 
     `hdu` is a name or number; without it `SCI`, or else the first image that is no PSF or noise map. Pixels that are
     not finite are filled with the nearest finite one for the network and are NaN again in the result. Flux is
@@ -58,8 +67,8 @@ def super_resolve_fits(
         raise InputError(f"{target}: exists already; choose another name, or ask to overwrite it")
     if target.resolve() == source.resolve():
         raise InputError(f"{target}: is the input; choose another name for the result")
-    image, header, where = _read_plane(source, hdu)
-    maps, description = _read_maps(source, header, image.shape)
+    image, header, where = read_plane(source, hdu)
+    maps, description = read_maps(source, header, image.shape)
     real = np.isfinite(image)
     filled = fill_nearest(image, real)
     # Exact zeros are not sky: mosaics hold them where no exposure was.
@@ -76,6 +85,7 @@ def super_resolve_fits(
             f"{folder}: expected a model of 1 channel that enlarges {expected} times (--scale), "
             f"found {channels} channels and {model.config.scale} times; give another --model"
         )
+    predicted = draws is None and predicts_sigma(model.network)
     draws = check_draws(model, draws)
     scale = model.config.scale
     sr_header = upsampled_header(header, scale, where)
@@ -85,9 +95,14 @@ def super_resolve_fits(
             f"{where}: not what model {model.name} was trained for: {'; '.join(reasons)}; "
             "give another --model, or --force it and trust no detail"
         )
+    psf_source = "PSF: the mean of the training data" if knows_degradation(model.network) else None
+    if psf is not None:
+        model, psf_source = with_given_psf(model, psf, psf_includes_pixel, found.pixel_scale_arcsec, where)
     flux = filled.astype(np.float32)
     result = super_resolve_image(model, flux, noise_sigma, device, tile_size, self_ensemble, noise)
     planes = {"PRIMARY": result}
+    if predicted:
+        planes["SIGMA"] = predicted_sigma_image(model, flux, noise_sigma, device, tile_size, noise)
     if draws:
         planes["SIGMA"] = sigma_image(model, flux, noise_sigma, device, tile_size, draws, noise=noise)
     for plane in planes.values():
@@ -104,8 +119,10 @@ def super_resolve_fits(
         "model": str(folder),
         "noise_sigma": noise_sigma,
         "noise_source": noise_source,
+        "psf_source": psf_source,
         "pixels_not_finite": int((~real).sum()),
         "draws": draws,
+        "predicted_sigma": predicted,
         "notes": [f"forced: {reason}" for reason in reasons] + remarks(model.config, found),
     }
     for line in _history(model, folder, done, header, tile_size, self_ensemble):
@@ -123,7 +140,7 @@ def fill_nearest(image: np.ndarray, real: np.ndarray) -> np.ndarray:
     return image[tuple(nearest)]
 
 
-def _read_plane(source: Path, hdu: str | int | None) -> tuple[np.ndarray, fits.Header, str]:
+def read_plane(source: Path, hdu: str | int | None) -> tuple[np.ndarray, fits.Header, str]:
     if isinstance(hdu, str) and hdu.isdigit():
         hdu = int(hdu)
     image, header, where = read_image(source, hdu)
@@ -136,7 +153,7 @@ def _read_plane(source: Path, hdu: str | int | None) -> tuple[np.ndarray, fits.H
     return image, header, where
 
 
-def _read_maps(source: Path, header: fits.Header, shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray], fits.Header]:
+def read_maps(source: Path, header: fits.Header, shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray], fits.Header]:
     """The noise and weight maps that belong to the image: RMS to SCI or PRIMARY, VIS_RMS to VIS_FLUX.
 
     Also completes `header` with the primary one's keywords where it asks for them (INHERIT), and returns one that has
@@ -179,10 +196,12 @@ def _history(
         f"training data SHA-256 {config.data_sha256 or 'none (interpolation)'}",
         f"pixel values: {division}; unit {header.get('BUNIT', 'not given')} as in the input",
         f"{done['noise_source']}: median 1 sigma {done['noise_sigma']:.6g} per input pixel",
+        *([done["psf_source"]] if done["psf_source"] else []),
         f"{done['pixels_not_finite']} input pixels not finite: filled from the nearest for the network, NaN here",
         f"tiles of {tile_size} input pixels, margin {MARGIN}",
         *(["mean over the 8 symmetries of the square (self-ensemble)"] if self_ensemble else []),
         *([sigma_history(done["draws"])] if done["draws"] else []),
+        *([PREDICTED_HISTORY] if done["predicted_sigma"] else []),
         "WCS, SIP, LTV/LTM and pixel sizes scaled; detector sections and noise keywords are the input's",
         *(f"note: {note}" for note in done["notes"]),
     ]

@@ -1,8 +1,9 @@
 """A trained model and its folder: weights, configuration and a card with measured scores. No pickle."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +16,22 @@ from torch import Tensor, nn
 
 from simulate.errors import InputError
 from simulate.settings import Settings, parse_settings
-from simulate.shards import Pairs, write_atomically, write_json
+from simulate.shards import Band, Pairs, write_atomically, write_json
 
-from .degradation import Degradation, knows_degradation
+from .degradation import Degradation, UsualKernel, knows_degradation
 from .domain import SeenRange
 from .model_card import write_card
 from .models import build_network, find_architecture, resolve_settings
 from .normalisation import Normalisation, as_tensor
 from .operators import ForwardOperator, matching_kernels
+from .predicted_variance import predicts_sigma
 from .self_ensemble import mean_over_symmetries
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 KERNEL_KEY = "degradation.kernel"  # beside the network's own tensors
+HR_PSF_KEY = "degradation.hr_psf"
+HR_PSF_STEP_KEY = "degradation.hr_psf_pixel_scale_arcsec"
 
 
 class ModelConfig(Settings):
@@ -70,8 +74,8 @@ class TrainedModel:
     name: str
     network: nn.Module
     config: ModelConfig
-    kernel: np.ndarray | None = None
-    """(k,k): of a network that knows the degradation, the mean matching kernel of its training data."""
+    kernel: UsualKernel | None = None
+    """Of a network that knows the degradation."""
 
     def super_resolve(
         self,
@@ -90,34 +94,77 @@ class TrainedModel:
         `usual_noise` stands for each image's median noise: that of the image that they are tiles of.
         Raises `ValueError` that names the sample if an image is not finite or its noise has no positive median.
         """
-        network, normalisation, scale = self.network.to(device).eval(), self.config.normalisation, self.config.scale
+        network = self.network.to(device).eval()
+        answer = partial(mean_over_symmetries, network) if self_ensemble else network
+        return self._answers(answer, lr, lr_noise, device, batch_size, kernels, usual_noise)
+
+    def predicted_sigma(
+        self,
+        lr: np.ndarray,
+        lr_noise: np.ndarray,
+        device: torch.device,
+        batch_size: int = 16,
+        kernels: np.ndarray | None = None,
+        usual_noise: float | None = None,
+    ) -> np.ndarray:
+        """The 1-sigma error that the network predicts of `super_resolve`'s pixels: (N,1,H,W) float32 flux per HR pixel.
+
+        Raises `InputError` if the network predicts none, `ValueError` as `super_resolve`.
+        """
+        network = self.network.to(device).eval()
+        if not predicts_sigma(network):
+            raise InputError(
+                f"model {self.name}: {self.config.architecture} predicts no error, "
+                "expected a network with the setting predict_sigma; train one"
+            )
+
+        def answer(network_lr: Tensor, *told: Degradation) -> Tensor:
+            return network.mean_and_sigma(network_lr, *told)[1]
+
+        return self._answers(answer, lr, lr_noise, device, batch_size, kernels, usual_noise)
+
+    def predicted_sigma_of_pairs(self, pairs: Pairs, device: torch.device, batch_size: int = 16) -> np.ndarray:
+        """`predicted_sigma` of what `super_resolve_pairs` gives."""
+        return self.predicted_sigma(pairs.lr, pairs.lr_noise, device, batch_size, self._kernels_of(pairs))
+
+    def _answers(
+        self,
+        answer: Callable[..., Tensor],
+        lr: np.ndarray,
+        lr_noise: np.ndarray,
+        device: torch.device,
+        batch_size: int,
+        kernels: np.ndarray | None,
+        usual_noise: float | None,
+    ) -> np.ndarray:
+        """`answer` to all images, (B,C,h,w) -> (B,C,H,W) in the network's domain, as flux."""
+        normalisation, scale = self.config.normalisation, self.config.scale
         height, width = lr.shape[-2:]
         result = np.empty((len(lr), self.config.channels, height * scale, width * scale), np.float32)
-        knows = knows_degradation(network)
+        knows = knows_degradation(self.network)
         operator = ForwardOperator(self._kernels(kernels), scale).to(device, torch.float32) if knows else None
         for rows, network_lr, noise, amplitude in self._network_inputs(lr, lr_noise, device, batch_size, usual_noise):
             told = (Degradation(noise, operator.select(rows)),) if operator else ()
             with torch.inference_mode():
-                if self_ensemble:
-                    output = mean_over_symmetries(network, network_lr, *told)
-                else:
-                    output = network(network_lr, *told)
-                result[rows] = normalisation.from_network_hr(output, amplitude).cpu().numpy()
+                result[rows] = normalisation.from_network_hr(answer(network_lr, *told), amplitude).cpu().numpy()
         return result
 
     def super_resolve_pairs(
         self, pairs: Pairs, device: torch.device, batch_size: int = 16, self_ensemble: bool = False
     ) -> np.ndarray:
         """`super_resolve` of the LR images of `pairs`, whose PSFs a network that knows the degradation is told."""
-        kernels = matching_kernels(pairs.hr_band, pairs.lr_band) if knows_degradation(self.network) else None
+        kernels = self._kernels_of(pairs)
         return self.super_resolve(pairs.lr, pairs.lr_noise, device, batch_size, self_ensemble, kernels)
+
+    def _kernels_of(self, pairs: Pairs) -> np.ndarray | None:
+        return matching_kernels(pairs.hr_band, pairs.lr_band) if knows_degradation(self.network) else None
 
     def _kernels(self, given: np.ndarray | None) -> np.ndarray:
         if given is not None:
             return given
         if self.kernel is None:
             raise ValueError(f"model {self.name}: no kernels were given, and it has none of its own")
-        return self.kernel[None]
+        return self.kernel.kernel[None]
 
     def sample(
         self,
@@ -235,7 +282,7 @@ def save_model(model: TrainedModel, folder: Path, scores: dict[str, Any] | None)
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     if model.kernel is not None:
-        tensors[KERNEL_KEY] = torch.from_numpy(model.kernel)
+        tensors |= _kernel_tensors(model.kernel)
     write_atomically(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path))
     write_card(folder, model, scores)
     write_json(folder / CONFIG_NAME, {**model.config.model_dump(mode="json"), "scores": scores or {}})
@@ -263,7 +310,7 @@ def load_model(folder: Path, device: torch.device) -> TrainedModel:
     weights = folder / WEIGHTS_NAME
     try:
         tensors = load_file(weights)
-        kernel = tensors.pop(KERNEL_KEY, None)
+        kernel = _read_kernel(tensors, config)
         network.load_state_dict(tensors)
     except FileNotFoundError:
         raise InputError(f"{weights}: missing; train the model again, or restore the file") from None
@@ -271,5 +318,24 @@ def load_model(folder: Path, device: torch.device) -> TrainedModel:
         raise InputError(f"{weights}: damaged ({error}); train the model again, or restore the file") from None
     except RuntimeError as error:
         raise InputError(f"{weights}: does not fit {path}: {error}") from None
-    own_kernel = None if kernel is None else kernel.numpy()
-    return TrainedModel(folder.resolve().name, network.to(device).eval(), config, own_kernel)
+    return TrainedModel(folder.resolve().name, network.to(device).eval(), config, kernel)
+
+
+def _kernel_tensors(kernel: UsualKernel) -> dict[str, Tensor]:
+    tensors = {KERNEL_KEY: torch.from_numpy(kernel.kernel)}
+    if kernel.hr_band is not None:
+        tensors[HR_PSF_KEY] = torch.from_numpy(np.ascontiguousarray(kernel.hr_band.psf))
+        tensors[HR_PSF_STEP_KEY] = torch.tensor(kernel.hr_band.psf_pixel_scale_arcsec, dtype=torch.float64)
+    return tensors
+
+
+def _read_kernel(tensors: dict[str, Tensor], config: ModelConfig) -> UsualKernel | None:
+    """Takes its tensors out of `tensors`; models of older versions have no HR PSF."""
+    kernel, psf, step = (tensors.pop(key, None) for key in (KERNEL_KEY, HR_PSF_KEY, HR_PSF_STEP_KEY))
+    if kernel is None:
+        return None
+    if psf is None or step is None:
+        return UsualKernel(kernel.numpy(), None)
+    return UsualKernel(
+        kernel.numpy(), Band(config.hr_instrument, config.hr_pixel_scale_arcsec, psf.numpy(), float(step))
+    )

@@ -23,6 +23,7 @@ from .adversarial import Adversary
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
 from .degradation import degradation_of_batch, knows_degradation
 from .losses import NO_CONTEXT, LossContext, build_loss
+from .predicted_variance import SIGMA_WEIGHT, predicts_sigma, sigma_loss
 from .processes import agreed, average_gradients, mean_over_processes, process_count, process_rank
 from .samples import Batch, Samples, SampleSource, draw_batch
 from .schedule import LoopSettings, averaging_decay, scheduled_learning_rate
@@ -193,15 +194,20 @@ class Trainer:
         """Add the gradients of this part of the batch; returns its losses."""
         fighting = self.adversary if self.adversary and step > self.adversary.warm_start_steps else None
         own_loss = getattr(self.network, "training_loss", None)  # of networks whose answer is not compared with the HR
+        told = (degradation_of_batch(batch, self.operator),) if self.operator else ()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if own_loss:
                 self.generator.manual_seed(_seed(self.seed, step, part))
-                terms = {"own": own_loss(batch, self.generator)}
+                terms = {"own": own_loss(batch, self.generator, *told)}
             else:
-                told = (degradation_of_batch(batch, self.operator),) if self.operator else ()
-                output = self.forward(batch.lr, *told).float()
+                if predicts_sigma(self.network):
+                    output, sigma = self.network.mean_and_sigma(batch.lr, *told)
+                else:
+                    output, sigma = self.forward(batch.lr, *told).float(), None
         if not own_loss:
             terms = self.loss(output, batch)
+            if sigma is not None:
+                terms["sigma"] = SIGMA_WEIGHT * sigma_loss(output, sigma, batch)
         if fighting:
             terms["adversarial"] = fighting.generator_loss(output, batch)
         loss = torch.stack(list(terms.values())).sum()

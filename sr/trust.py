@@ -17,6 +17,7 @@ from .coverage import coverage_scores
 from .hallucination import imprint_scores, lens_features, noise_itself, noise_pairs, noise_scores
 from .on_the_fly import stored_simulation
 from .posterior import STEPS, can_sample
+from .predicted_variance import independent_draws, predicts_sigma
 from .shape_metrics import arc_mask
 from .trained_model import TrainedModel
 
@@ -68,7 +69,8 @@ class Trust:
     def content(self, models: list[TrainedModel], device: torch.device) -> dict[str, Any]:
         """Numbers for metrics.json: "rows" of `noise_scores` ("noise") and, where lenses without substructure are among
         the scenes, `imprint_scores` ("lenses"); "references", the truth and the noise itself, of which all is made up;
-        "true_imprint", the median feature of true imprints; "coverage", by name, of the `models` that can sample.
+        "true_imprint", the median feature of true imprints; "coverage", by name, of the `models` that can sample or
+        predict their error.
         """
         truth = self._scores(self.pairs.hr, noise_itself(self._noise))
         references = [{"model": "noise itself", "noise": truth["noise"]}]
@@ -95,13 +97,19 @@ class Trust:
         return lens_features(images, self._macro, self.pairs, self._mask)
 
     def _has_posterior(self, model: TrainedModel) -> bool:
-        return self.settings.scenes > 0 and can_sample(model)
+        return self.settings.scenes > 0 and (can_sample(model) or predicts_sigma(model.network))
 
     def _coverage(self, model: TrainedModel, device: torch.device) -> dict[str, Any]:
-        """`coverage_scores` on the first of the test scenes."""
+        """`coverage_scores` on the first of the test scenes; "independent_pixels" if draws are of predicted errors."""
         some = self.pairs.select(np.arange(min(self.settings.scenes, len(self.pairs))))
-        draws = model.sample(some.lr, some.lr_noise, self.settings.draws, self.seed, device, STEPS)
-        return coverage_scores(draws, model.super_resolve_pairs(some, device), some, self._generator)
+        estimate, independent = model.super_resolve_pairs(some, device), predicts_sigma(model.network)
+        if independent:
+            sigma = model.predicted_sigma_of_pairs(some, device)
+            draws = independent_draws(estimate, sigma, self.settings.draws, self.seed)
+        else:
+            draws = model.sample(some.lr, some.lr_noise, self.settings.draws, self.seed, device, STEPS)
+        scores = coverage_scores(draws, estimate, some, self._generator)
+        return {**scores, "independent_pixels": independent}
 
 
 def _lr_instrument(folder: Path) -> Any:

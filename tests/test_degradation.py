@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simulate.errors import InputError
 from simulate.shards import Band, Pairs
-from sr.degradation import Degradation, degradation_of_batch, knows_degradation, usual_kernel
+from sr.degradation import Degradation, UsualKernel, degradation_of_batch, knows_degradation, usual_kernel
 from sr.losses import LossContext, loss_context
 from sr.models import build_network, resolve_settings
 from sr.models.d4 import ORDER, act
@@ -134,7 +134,7 @@ class Told(nn.Module):
 def told_model(pairs: Pairs, kernel: np.ndarray | None = None) -> TrainedModel:
     """`Told` under the name of an architecture that it is not."""
     config = describe_model("fsrcnn", resolve_settings("fsrcnn"), pairs, Normalisation(2.0, pairs.scale))
-    return TrainedModel("told", Told(), config, kernel)
+    return TrainedModel("told", Told(), config, None if kernel is None else UsualKernel(kernel, None))
 
 
 def lopsided_pairs(count: int, **options: Any) -> Pairs:
@@ -175,7 +175,11 @@ def test_pairs_tell_their_own_psfs() -> None:
 def test_the_usual_kernel_is_the_mean_and_only_of_networks_that_need_one() -> None:
     pairs = lopsided_pairs(3)
     expected = matching_kernels(pairs.hr_band, pairs.lr_band).mean(0)
-    np.testing.assert_array_equal(usual_kernel(Told(), pairs), expected)
+    found = usual_kernel(Told(), pairs)
+    assert found is not None
+    np.testing.assert_array_equal(found.kernel, expected)
+    assert found.hr_band is not None
+    np.testing.assert_array_equal(found.hr_band.psf, pairs.hr_band.psf)
     assert usual_kernel(nn.Identity(), pairs) is None
     assert not knows_degradation(nn.Identity())
 
@@ -225,11 +229,31 @@ def test_only_a_model_with_a_kernel_writes_one(tmp_path: Path) -> None:
     settings = resolve_settings("fsrcnn")
     config = describe_model("fsrcnn", settings, pairs, Normalisation(2.0, 2), data_sha256="ab" * 32)
     network, kernel = build_network("fsrcnn", settings, 2), lopsided_kernels(1)[0]
-    for name, own in (("with", kernel), ("without", None)):
+    for name, own in (("with", UsualKernel(kernel, None)), ("without", None)):
         save_model(TrainedModel(name, network, config, own), tmp_path / name, None)
     assert set(load_file(tmp_path / "without" / WEIGHTS_NAME)) == set(network.state_dict())
     assert load_model(tmp_path / "without", CPU).kernel is None
     loaded = load_model(tmp_path / "with", CPU).kernel
     assert loaded is not None
-    assert loaded.dtype == np.float64
-    np.testing.assert_array_equal(loaded, kernel)
+    assert loaded.hr_band is None
+    assert loaded.kernel.dtype == np.float64
+    np.testing.assert_array_equal(loaded.kernel, kernel)
+
+
+def test_the_hr_psf_is_kept_with_the_kernel(tmp_path: Path) -> None:
+    """The mean one, of pairs with PSFs of their own, sampled as it was; the kernels that follow are the pairs'."""
+    pairs = blob_pairs(3)
+    psfs = np.stack([gaussian_kernel(1.5 + 0.1 * row, 9) for row in range(3)])
+    pairs = replace(pairs, hr_band=Band("sharp", 0.05, psfs, 0.03))
+    settings = resolve_settings("fsrcnn")
+    config = describe_model("fsrcnn", settings, pairs, Normalisation(2.0, 2), data_sha256="ab" * 32)
+    network = build_network("fsrcnn", settings, 2)
+    save_model(TrainedModel("told", network, config, usual_kernel(Told(), pairs)), tmp_path, None)
+    loaded = load_model(tmp_path, CPU).kernel
+    assert loaded is not None
+    assert loaded.hr_band is not None
+    assert (loaded.hr_band.instrument, loaded.hr_band.pixel_scale_arcsec) == ("sharp", 0.05)
+    assert loaded.hr_band.psf_pixel_scale_arcsec == 0.03
+    np.testing.assert_array_equal(loaded.hr_band.psf, psfs.mean(0))
+    same = matching_kernels(loaded.hr_band, pairs.lr_band)
+    np.testing.assert_array_equal(same, matching_kernels(replace(pairs.hr_band, psf=psfs.mean(0)), pairs.lr_band))

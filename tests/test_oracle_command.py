@@ -19,7 +19,8 @@ from simulate.instruments import PSFSettings, pixel_psf
 from simulate.lenstronomy_engine import render_reference
 from simulate.sample import instruments, simulate_sample
 from simulate.scene import Scene
-from sr.oracle.image_file import LARGEST, PsfChoice, read_lens_image
+from sr.oracle.image_file import LARGEST, read_lens_image
+from sr.psf_choice import PsfChoice
 
 from .test_oracle_model import small_settings
 
@@ -137,6 +138,10 @@ def test_a_psf_file_serves_as_well_as_its_description(lens: Lens, tmp_path: Path
     hdu.writeto(tmp_path / "psf.fits")
     from_file = read_lens_image(lens.path, PsfChoice(file=tmp_path / "psf.fits"))
     assert from_file.psf.kind == "fits"
+    named = [fits.PrimaryHDU(), fits.ImageHDU(np.zeros((9, 9)), name="SCI"), fits.ImageHDU(hdu.data, name="PSF")]
+    fits.HDUList(named).writeto(tmp_path / "named.fits")
+    in_hdu = read_lens_image(lens.path, PsfChoice(file=tmp_path / "named.fits"))
+    assert (in_hdu.psf.kind, in_hdu.psf.hdu) == ("fits", "PSF")
     assert from_file.psf.fits_pixel_scale_arcsec == pytest.approx(0.1)
     assert from_file.psf.pixel_response_arcsec == pytest.approx(0.1)
     by_name = read_lens_image(lens.path, PsfChoice(instrument="euclid-vis"))

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,27 @@ import pytest
 import torch
 from astropy.io import fits
 from astropy.wcs import WCS
+from scipy.special import erf
 from torch import nn
+from typer.testing import CliRunner
 
+import pipeline
 from simulate.errors import InputError
-from simulate.shards import file_sha256
+from simulate.shards import Band, file_sha256
+from sr.degradation import UsualKernel, usual_kernel
 from sr.domain import SeenRange
 from sr.models import build_network, resolve_settings
 from sr.models.flow import FlowSettings
+from sr.models.unrolled import UnrolledSettings
 from sr.normalisation import Normalisation
+from sr.operators import matching_kernels
 from sr.posterior import sigma_image
 from sr.super_resolve import fill_nearest, super_resolve_fits
 from sr.tiles import super_resolve_image, tile_starts, tile_weights
 from sr.trained_model import TrainedModel, describe_model, interpolation_model, save_model
 from sr.upsampled_header import is_surface_brightness, upsampled_header
 
-from .conftest import blob_pairs
+from .conftest import blob_pairs, gaussian_kernel
 
 CPU = torch.device("cpu")
 PIXEL_SCALE_ARCSEC = 0.1  # of the LR side of blob_pairs at scale 2
@@ -688,3 +695,125 @@ def test_real_images_of_other_telescopes_are_refused_by_a_model_for_vis(
 ) -> None:
     with pytest.raises(InputError, match=reason):
         super_resolve_fits(observed_images / name, tmp_path / "out.fits", described_model(tmp_path), CPU, hdu=hdu)
+
+
+# -- the PSF of the image, for a network that knows the degradation ---------------------------------------------------
+
+
+PSF_STEP_ARCSEC = 0.05
+
+
+def unrolled_model(folder: Path, **changes: Any) -> TrainedModel:
+    """Untrained: its step of A alone makes the answer depend on the PSF. Trained on LR PSFs of 0.2", it says."""
+    pairs = blob_pairs(1)
+    pairs = replace(pairs, lr_band=Band("blurred", 0.1, gaussian_kernel(4, 25), PSF_STEP_ARCSEC))
+    settings = UnrolledSettings(steps=1, blocks=1, fields=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network("unrolled", settings, 2)
+    seen = SeenRange(peak_signal_to_noise=(10.0, 1000.0), lr_fwhm_arcsec=0.2)
+    config = describe_model("unrolled", settings, pairs, Normalisation(20.0, 2), training_range=seen)
+    model = TrainedModel("unrolled", network, config, usual_kernel(network, pairs))
+    save_model(replace(model, **changes), folder / "unrolled", None)
+    return model
+
+
+def write_psf(folder: Path, image: np.ndarray, pixel_scale_arcsec: float = PSF_STEP_ARCSEC) -> Path:
+    path = folder / "psf.fits"
+    fits.PrimaryHDU(image, fits.Header({"PIXSCALE": pixel_scale_arcsec})).writeto(path, overwrite=True)
+    return path
+
+
+def expected_answer(model: TrainedModel, image: np.ndarray, psf: np.ndarray, noise: float) -> np.ndarray:
+    """What the network says if it is told the kernel for this LR PSF, sampled at PSF_STEP_ARCSEC."""
+    lr_band = Band("given", 0.1, psf, PSF_STEP_ARCSEC)
+    kernels = matching_kernels(blob_pairs(1).hr_band, lr_band)
+    sigma = np.full_like(image, noise)[None, None]
+    return model.super_resolve(image[None, None], sigma, CPU, kernels=kernels)[0, 0]
+
+
+@pytest.mark.parametrize("fwhm_arcsec", [0.2, 0.3])
+def test_the_network_is_told_the_psf_of_the_file(tmp_path: Path, fwhm_arcsec: float) -> None:
+    model, image = unrolled_model(tmp_path), sky_image()
+    source = write_image(tmp_path, image)
+    kernel = gaussian_kernel(fwhm_arcsec / PSF_STEP_ARCSEC, 31)
+    psf = write_psf(tmp_path, kernel)
+    result, done = run(source, tmp_path / "unrolled", psf=psf, psf_includes_pixel=False)
+    expected = expected_answer(model, image, kernel, done["noise_sigma"])
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 * expected.max())
+    usual, usually = run(source, tmp_path / "unrolled", overwrite=True)
+    difference = np.abs(result - usual).max() / expected.max()
+    assert difference < 1e-3 if fwhm_arcsec == 0.2 else difference > 0.02
+    assert usually["psf_source"] == "PSF: the mean of the training data"
+    assert done["psf_source"].startswith(f"PSF: {psf} [PRIMARY], FWHM {fwhm_arcsec:.1f}")
+    assert done["psf_source"].endswith('(0.2" in training)')
+
+
+def test_a_psf_measured_on_stars_has_the_pixel_in_it(tmp_path: Path) -> None:
+    """A Gaussian averaged over LR pixels of 0.1", in closed form."""
+    model, image = unrolled_model(tmp_path), sky_image()
+    source = write_image(tmp_path, image)
+    sigma, axis = 0.3 / 2.3548, (np.arange(41) - 20) * PSF_STEP_ARCSEC
+    edges = np.stack([erf((axis + side) / (sigma * np.sqrt(2))) for side in (-0.05, 0.05)])
+    profile = (edges[1] - edges[0]) / (edges[1] - edges[0]).sum()
+    psf = write_psf(tmp_path, np.outer(profile, profile))
+    result, done = run(source, tmp_path / "unrolled", psf=psf)
+    expected = expected_answer(model, image, gaussian_kernel(6, 41), done["noise_sigma"])
+    np.testing.assert_allclose(result, expected, rtol=0, atol=3e-3 * expected.max())
+    taken_as_optics, _ = run(source, tmp_path / "unrolled", psf=psf, psf_includes_pixel=False, overwrite=True)
+    assert np.abs(taken_as_optics - expected).max() > 0.01 * expected.max()
+
+
+def test_the_hdu_of_the_psf_is_found(tmp_path: Path) -> None:
+    """Beside other images, alone behind an empty primary HDU, and without a pixel scale: then it is the image's."""
+    unrolled_model(tmp_path)
+    source, psf = write_image(tmp_path, sky_image()), write_psf(tmp_path, gaussian_kernel(6, 31))
+    expected, _ = run(source, tmp_path / "unrolled", psf=psf, psf_includes_pixel=False)
+    header = fits.Header({"PSFSUP": 2})
+    for first in (fits.PrimaryHDU(sky_image()), fits.PrimaryHDU()):
+        fits.HDUList([first, fits.ImageHDU(gaussian_kernel(6, 31), header, name="PSF")]).writeto(psf, overwrite=True)
+        result, done = run(source, tmp_path / "unrolled", psf=psf, psf_includes_pixel=False, overwrite=True)
+        np.testing.assert_array_equal(result, expected)
+        assert "psf.fits [PSF], FWHM 0.3" in done["psf_source"]
+
+
+def test_psfs_are_told_in_pixels(tmp_path: Path) -> None:
+    """An image whose pixels are 4 % wider, with a PSF that is too, is the same image to a network."""
+    unrolled_model(tmp_path)
+    results = []
+    for width in (1.0, 1.04):
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        source = write_image(folder, sky_image(), fits.Header({"PIXSCALE": 0.1 * width}))
+        psf = write_psf(folder, gaussian_kernel(6, 31), PSF_STEP_ARCSEC * width)
+        results.append(run(source, tmp_path / "unrolled", psf=psf, psf_includes_pixel=False)[0])
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-4 * results[0].max())
+
+
+def test_a_psf_that_is_of_no_use_is_refused(tmp_path: Path, bicubic: Path) -> None:
+    source, psf = write_image(tmp_path, sky_image()), write_psf(tmp_path, gaussian_kernel(6, 31))
+
+    def refused(model: Path, match: str, psf: Path = psf) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            run(source, model, psf=psf, psf_includes_pixel=False)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out.fits").exists()
+
+    refused(bicubic, r"--psf .*psf\.fits: has no effect: model bicubic \(bicubic\) is not told")
+    model = unrolled_model(tmp_path)
+    assert model.kernel is not None
+    refused(tmp_path / "unrolled", r"absent\.fits", tmp_path / "absent.fits")
+    sharp = write_psf(tmp_path, gaussian_kernel(6, 31), 0.01)
+    refused(tmp_path / "unrolled", r'broader than the 0\.09\d*" \(FWHM\) of sharp.* found 0\.0[5-7]', sharp)
+    unrolled_model(tmp_path, kernel=UsualKernel(model.kernel.kernel, None))
+    refused(tmp_path / "unrolled", "saved by an older version, without the PSF of its HR instrument")
+
+
+def test_the_command_takes_a_psf(tmp_path: Path) -> None:
+    unrolled_model(tmp_path)
+    source, psf = write_image(tmp_path, sky_image()), write_psf(tmp_path, gaussian_kernel(6, 31))
+    expected, _ = run(source, tmp_path / "unrolled", psf=psf, psf_includes_pixel=False)
+    arguments = ["super-resolve", source, tmp_path / "cli.fits", "--model", tmp_path / "unrolled", "--psf", psf]
+    CliRunner().invoke(pipeline.app, [*map(str, arguments), "--psf-without-pixel"], catch_exceptions=False)
+    np.testing.assert_array_equal(fits.getdata(tmp_path / "cli.fits"), expected)
+    assert "FWHM 0.3" in " ".join(fits.getheader(tmp_path / "cli.fits")["HISTORY"])

@@ -16,7 +16,7 @@ from torch import Tensor
 from simulate.errors import InputError
 from simulate.shards import Pairs, read_pairs, write_shard
 from sr.checkpoint import CHECKPOINT_NAME
-from sr.degradation import Degradation
+from sr.degradation import Degradation, usual_kernel
 from sr.losses import loss_context
 from sr.models import build_network, parameter_count, resolve_settings
 from sr.models.d4 import ORDER, GroupDownsampling, act
@@ -214,8 +214,7 @@ def trained() -> tuple[TrainedModel, Pairs]:
     context = loss_context({"l1": 1.0}, training, normalisation, "hr", CPU, knows_degradation=True)
     Trainer(network, load_samples(training, normalisation, "hr", CPU), loop, 0, context=context).run(lambda *_: None)
     config = describe_model("unrolled", settings, training, normalisation, data_sha256="ab" * 32)
-    kernel = matching_kernels(training.hr_band, training.lr_band).mean(0)
-    return TrainedModel("unrolled", network, config, kernel), test
+    return TrainedModel("unrolled", network, config, usual_kernel(network, training)), test
 
 
 def error(model: TrainedModel, pairs: Pairs, told: Pairs) -> float:
@@ -288,7 +287,7 @@ def test_a_killed_training_goes_on_to_the_same_bits_and_the_folder_keeps_the_ker
     model = load_model(run / "train/unrolled", CPU)
     usual = matching_kernels(train.hr_band, train.lr_band).mean(0)
     assert model.kernel is not None
-    np.testing.assert_array_equal(model.kernel, usual)
+    np.testing.assert_array_equal(model.kernel.kernel, usual)
     without = model.super_resolve(val.lr, val.lr_noise, CPU)
     np.testing.assert_array_equal(without, model.super_resolve(val.lr, val.lr_noise, CPU, kernels=usual[None]))
     assert np.abs(without - model.super_resolve_pairs(val, CPU)).max() > 1e-3
@@ -306,7 +305,7 @@ def test_fits_images_are_seen_with_the_stored_kernel_and_their_own_noise_map(
     super_resolve_fits(tmp_path / "in.fits", tmp_path / "out.fits", tmp_path / "unrolled", CPU, force=True)
     assert model.kernel is not None
     found = fits.getdata(tmp_path / "out.fits")
-    expected = model.super_resolve(test.lr[:1], sigma[None, None], CPU, kernels=model.kernel[None])[0, 0]
+    expected = model.super_resolve(test.lr[:1], sigma[None, None], CPU, kernels=model.kernel.kernel[None])[0, 0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
     flat = model.super_resolve(test.lr[:1], np.full_like(test.lr[:1], np.median(sigma)), CPU)[0, 0]
     assert np.abs(flat - expected).max() > 1e-3 * expected.max()

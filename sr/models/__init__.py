@@ -178,7 +178,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="unrolled",
             paper="ours, after recurrent inference machines: Putzke & Welling 2017, arXiv:1706.04008",
             settings=UnrolledSettings,
-            sizes={"full": UnrolledSettings(), "small": UnrolledSettings(steps=5, blocks=2, fields=4)},
+            sizes={
+                "full": UnrolledSettings(),
+                "medium": UnrolledSettings(blocks=3, fields=6),
+                "small": UnrolledSettings(steps=5, blocks=2, fields=4),
+            },
             build=Unrolled,
         ),
     )

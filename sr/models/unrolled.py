@@ -44,6 +44,8 @@ class UnrolledSettings(Settings):
     """The unit s over the noise, where there is no light."""
     unit_of_light: PositiveFloat = 0.15
     """The unit s over the LR surface brightness, where that is bright."""
+    predict_sigma: bool = False
+    """Predict the 1-sigma error of each HR pixel, too (`sr.predicted_variance`)."""
 
 
 class DataTerm:
@@ -145,16 +147,38 @@ class Unrolled(nn.Module):
             nn.Sequential(GroupPReLU(settings.fields), GroupUpsampling(settings.fields, channels, scale))
             for _ in range(settings.steps)
         )
+        self.predicts_sigma = settings.predict_sigma
+        if settings.predict_sigma:  # last, so that all else starts as it does without
+            self.error = _block(settings.fields)
+            self.sigma = nn.Sequential(GroupPReLU(settings.fields), GroupUpsampling(settings.fields, channels, scale))
 
     def forward(self, lr: Tensor, degradation: Degradation) -> Tensor:
         """(B,C,h,w) -> (B,C,scale*h,scale*w) float32."""
+        return self._answer(lr, degradation)[0]
+
+    def mean_and_sigma(self, lr: Tensor, degradation: Degradation) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the 1-sigma error of its pixels, of the same shape; with `predict_sigma` only.
+
+        The features do not learn from the error: the image is the same with and without it.
+        """
+        image, memory, unit = self._answer(lr, degradation)
+        features = memory.detach()
+        return image, unit * functional.softplus(self.sigma(features + self.error(features)).float())
+
+    def start(self, data: DataTerm) -> Tensor:
+        """(B,C,scale*h,scale*w): the images that the steps begin with."""
+        return self.bicubic(data.lr)
+
+    def _answer(self, lr: Tensor, degradation: Degradation) -> tuple[Tensor, Tensor, Tensor]:
+        """The image, the memory after the last step, and the unit of HR images."""
         data = DataTerm(lr, degradation, self.settings)
-        x, spreads = self.bicubic(data.lr), self.log_spread.exp()
+        x, spreads = self.start(data), self.log_spread.exp()
         contrast = torch.cat([data.lr / data.unit, (data.unit / degradation.noise.float()).log()], dim=1)
-        memory = None
+        memory: Tensor | None = None
         for prior, correction, spread in zip(self.prior, self.upsampling, spreads[:-1], strict=True):
             x = data.step(x, spread)
             seen = torch.cat([data.residual(x) / data.variance.sqrt(), contrast], dim=1)
             memory = prior(x / data.hr_unit, seen, memory)
             x = x + data.hr_unit * correction(memory).float()
-        return data.solve(x, spreads[-1], self.settings.iterations)
+        assert memory is not None  # there is at least one step
+        return data.solve(x, spreads[-1], self.settings.iterations), memory, data.hr_unit

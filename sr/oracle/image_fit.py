@@ -12,10 +12,11 @@ from simulate.instruments import PSFSettings, load_instrument
 from simulate.settings import Settings, apply_overrides, parse_settings, read_yaml
 from simulate.sources import SersicSettings
 
+from ..psf_choice import PsfChoice
 from .default_priors import default_light, default_macro
 from .examine import Fit
 from .fit import FitSettings, Fitter
-from .image_file import LensImage, PsfChoice, read_lens_image
+from .image_file import LensImage, read_lens_image
 from .image_result import write_result
 from .imaging import Optics
 from .objective import Images
