@@ -133,6 +133,19 @@ def test_sigma_turns_with_the_image_and_is_in_its_unit(scale: int) -> None:
         torch.testing.assert_close(brighter, 10 * sigma, rtol=1e-4, atol=0)
 
 
+def test_a_sigma_next_to_nothing_has_a_finite_loss_and_gradient() -> None:
+    network = tiny_network(predict_sigma=True)
+    with torch.no_grad():
+        torch.nn.init.normal_(network.get_parameter("sigma.1.weight"), std=1e3)
+    lr, degradation = scene()
+    image, sigma = network.mean_and_sigma(lr, degradation)
+    assert float((sigma.detach() / lr.abs().max()).min()) < 1e-2
+    loss = sigma_loss(image, sigma, batch_of(image.detach() + lr.abs().max()))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(one.grad).all() for one in network.parameters() if one.grad is not None)
+
+
 def train(pairs: Pairs, steps: int, clip: float | None = 1.0, **settings: bool) -> TrainedModel:
     normalisation = fit_normalisation(pairs)
     network = tiny_network(**settings)

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from ..degradation import Degradation
 
 
+LEAST_SIGMA = 1e-3
+"""Of the unit: a predicted error next to nothing, 10^-19 in the first steps of a training, makes a loss that is not
+finite."""
+
+
 class UnrolledSettings(Settings):
     """Size of the network, and the unit of what it corrects."""
 
@@ -163,7 +168,8 @@ class Unrolled(nn.Module):
         """
         image, memory, unit = self._answer(lr, degradation)
         features = memory.detach()
-        return image, unit * functional.softplus(self.sigma(features + self.error(features)).float())
+        sigma = functional.softplus(self.sigma(features + self.error(features)).float())
+        return image, unit * (LEAST_SIGMA + sigma)
 
     def start(self, data: DataTerm) -> Tensor:
         """(B,C,scale*h,scale*w): the images that the steps begin with."""
