@@ -103,6 +103,8 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
             raise InputError(f"{where}.trainable: {error}") from None
         overrides = {"steps": model.steps, "learning_rate": model.learning_rate, "large_patch": model.large_patch}
         own = loop.model_copy(update={key: value for key, value in overrides.items() if value is not None})
+        if architecture.whole_images:
+            own = own.model_copy(update={"crop_size": None})
         _check_crops(where, own, train, val)
         if architecture.adversarial and (own.large_patch or own.accumulate > 1):
             raise InputError(

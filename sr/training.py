@@ -151,12 +151,15 @@ def train_model(
         return validation_scores(TrainedModel(plan.name, candidate, config, kernel), data, device)
 
     trainer = Trainer(network, data.new_samples(), plan.loop, own_seed, adversary, data.context)
-    keep_best = adversary is None  # the best PSNR of an adversarial training would be that of its warm start
+    unsupervised = plan.architecture.unsupervised
+    # the best PSNR of an adversarial training would be that of its warm start; unsupervised, HR images choose nothing
+    keep_best = adversary is None and not unsupervised
     with progress_bar(f"train {plan.name}", plan.loop.total_steps, process_rank() == 0) as advance:
         try:
             if time.monotonic() > deadline:
                 raise OutOfTimeError("out of time before it went on")
-            result = trainer.run(advance, validate, keep_best, folder, plan.identity, deadline)
+            scored = None if unsupervised else validate
+            result = trainer.run(advance, scored, keep_best, folder, plan.identity, deadline)
         except OutOfTimeError as error:
             raise OutOfTimeError(f"{plan.name}: {error}") from None
     if process_rank() == 0:
@@ -190,6 +193,7 @@ def describe_training(plan: Plan, settings: TrainSettings, stored_count: int, se
         distinct_lenses = on_the_fly.distinct_lenses(plan.loop.total_steps, stored_count)
         pool = {**on_the_fly.model_dump(), "pool_size": on_the_fly.blocks(stored_count) * on_the_fly.block_size}
     adversarial = plan.architecture.adversarial
+    last = adversarial or plan.architecture.unsupervised
     return {
         **plan.loop.model_dump(mode="json"),
         "data": settings.data,
@@ -199,7 +203,7 @@ def describe_training(plan: Plan, settings: TrainSettings, stored_count: int, se
         **({"adversarial": settings.adversarial.model_dump(mode="json")} if adversarial else {}),
         **({"content": settings.content.model_dump(mode="json")} if "content" in settings.loss else {}),
         "seed": seed,
-        "kept_weights": "moving average at the last step" if adversarial else "moving average, best validation PSNR",
+        "kept_weights": "moving average at the last step" if last else "moving average, best validation PSNR",
     }
 
 

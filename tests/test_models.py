@@ -42,10 +42,11 @@ TINY: dict[str, dict[str, Any]] = {
     "srgan": {"blocks": 2, "features": 16},
     "flow": {"blocks": 2, "features": 32},
     "unrolled": {"steps": 2, "blocks": 1, "fields": 3},
+    "lens_encoder": {"features": 8, "hidden": 16, "refinements": 1},
 }
 """What to change of the smallest size where it takes long."""
 
-INTERPOLATING = ["flow", "unrolled"]
+INTERPOLATING = ["flow", "unrolled", "lens_encoder"]
 """Networks whose output starts as the interpolated image."""
 
 TRAINABLE = [name for name, architecture in ARCHITECTURES.items() if architecture.trainable]
@@ -64,12 +65,20 @@ def told_of_blobs(network: nn.Module, scale: int) -> nn.Module:
     if knows_degradation(network):
         operator = ForwardOperator(gaussian_kernel(0.6 * 2.3548 * scale, 4 * scale + 1)[None], scale)
         network.forward = partial(_forward, network.forward, operator)
+        if hasattr(network, "training_loss"):
+            network.training_loss = partial(_training_loss, network.training_loss, operator)
     return network
 
 
 def _forward(forward: Callable[..., torch.Tensor], operator: ForwardOperator, lr: torch.Tensor) -> torch.Tensor:
     noise = lr.new_full((len(lr), 1, *lr.shape[-2:]), 0.05)
     return forward(lr, Degradation(noise, operator.to(lr.device)))
+
+
+def _training_loss(
+    loss: Callable[..., torch.Tensor], operator: ForwardOperator, batch: Batch, generator: torch.Generator
+) -> torch.Tensor:
+    return loss(batch, generator, Degradation(batch.noise, operator))
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -97,7 +106,8 @@ def train(network: nn.Module, lr: torch.Tensor, hr: torch.Tensor, steps: int) ->
 
 def test_registry_has_the_architectures_in_order() -> None:
     names = "bilinear bicubic srcnn fsrcnn fsrcnn_equivariant fsrcnn_hybrid srresnet edsr rdn rcan swinir srgan flow"
-    assert list(ARCHITECTURES) == [*names.split(), "unrolled"]
+    assert list(ARCHITECTURES) == [*names.split(), "unrolled", "lens_encoder"]
+    assert [name for name, architecture in ARCHITECTURES.items() if architecture.unsupervised] == ["lens_encoder"]
     assert [name for name, architecture in ARCHITECTURES.items() if architecture.adversarial] == ["srgan"]
     assert list(ARCHITECTURES)[2:] == TRAINABLE
 

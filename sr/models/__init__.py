@@ -21,6 +21,7 @@ from .fsrcnn import Fsrcnn, FsrcnnSettings
 from .fsrcnn_equivariant import EquivariantFsrcnn, EquivariantFsrcnnSettings
 from .fsrcnn_hybrid import HybridFsrcnn, HybridFsrcnnSettings
 from .interpolation import InterpolationSettings, build_bicubic, build_bilinear
+from .lens_encoder import LensEncoder, LensEncoderSettings
 from .rcan import Rcan, RcanSettings
 from .rdn import Rdn, RdnSettings
 from .srcnn import Srcnn, SrcnnSettings
@@ -51,6 +52,16 @@ class Architecture:
     def knows_degradation(self) -> bool:
         """Whether the network is called with an `sr.degradation.Degradation` beside the LR image."""
         return getattr(self.build, "knows_degradation", False)
+
+    @property
+    def unsupervised(self) -> bool:
+        """Whether no HR image has a part in its training: its loss is its own, and the last weights are kept."""
+        return getattr(self.build, "unsupervised", False)
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether it makes no sense of a part of an image, and so is trained on whole ones whatever the crops are."""
+        return getattr(self.build, "whole_images", False)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -184,6 +195,13 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "small": UnrolledSettings(steps=5, blocks=2, fields=4),
             },
             build=Unrolled,
+        ),
+        Architecture(
+            name="lens_encoder",
+            paper="ours, unsupervised, after Aragon-Calvo & Carvajal 2020, arXiv:1907.03957",
+            settings=LensEncoderSettings,
+            sizes={"full": LensEncoderSettings(), "small": LensEncoderSettings(features=32, hidden=256)},
+            build=LensEncoder,
         ),
     )
 }

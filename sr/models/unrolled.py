@@ -171,14 +171,10 @@ class Unrolled(nn.Module):
         sigma = functional.softplus(self.sigma(features + self.error(features)).float())
         return image, unit * (LEAST_SIGMA + sigma)
 
-    def start(self, data: DataTerm) -> Tensor:
-        """(B,C,scale*h,scale*w): the images that the steps begin with."""
-        return self.bicubic(data.lr)
-
     def _answer(self, lr: Tensor, degradation: Degradation) -> tuple[Tensor, Tensor, Tensor]:
         """The image, the memory after the last step, and the unit of HR images."""
         data = DataTerm(lr, degradation, self.settings)
-        x, spreads = self.start(data), self.log_spread.exp()
+        x, spreads = self.bicubic(data.lr), self.log_spread.exp()
         contrast = torch.cat([data.lr / data.unit, (data.unit / degradation.noise.float()).log()], dim=1)
         memory: Tensor | None = None
         for prior, correction, spread in zip(self.prior, self.upsampling, spreads[:-1], strict=True):
