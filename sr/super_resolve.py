@@ -19,6 +19,7 @@ from simulate.shards import file_sha256, write_atomically
 from .degradation import knows_degradation
 from .domain import objections, observe, remarks
 from .given_psf import with_given_psf
+from .models import find_architecture
 from .observed.fits_images import read_image
 from .observed.noise import MAP_NAMES, noise_map
 from .posterior import PREDICTED_HISTORY, check_draws, predicted_sigma_image, sigma_history, sigma_image
@@ -84,6 +85,11 @@ def super_resolve_fits(
         raise InputError(
             f"{folder}: expected a model of 1 channel that enlarges {expected} times (--scale), "
             f"found {channels} channels and {model.config.scale} times; give another --model"
+        )
+    if find_architecture(model.config.architecture).whole_images and max(filled.shape) > tile_size:
+        raise InputError(
+            f"{where}: model {model.name} ({model.config.architecture}) sees one lens in a whole image, expected at "
+            f"most {tile_size} pixels a side, found {' x '.join(map(str, filled.shape))}; cut the lens out"
         )
     predicted = draws is None and predicts_sigma(model.network)
     draws = check_draws(model, draws)

@@ -817,3 +817,17 @@ def test_the_command_takes_a_psf(tmp_path: Path) -> None:
     CliRunner().invoke(pipeline.app, [*map(str, arguments), "--psf-without-pixel"], catch_exceptions=False)
     np.testing.assert_array_equal(fits.getdata(tmp_path / "cli.fits"), expected)
     assert "FWHM 0.3" in " ".join(fits.getheader(tmp_path / "cli.fits")["HISTORY"])
+
+
+def test_a_model_of_whole_images_refuses_more_than_one_tile(tmp_path: Path) -> None:
+    pairs = blob_pairs(2, seed=3)
+    settings = resolve_settings("lens_encoder", "small", {"features": 4, "hidden": 8, "refinements": 0})
+    config = describe_model("lens_encoder", settings, pairs, Normalisation(20.0, 2), data_sha256="ab" * 32)
+    network = build_network("lens_encoder", settings, 2)
+    save_model(TrainedModel("lens", network, config, usual_kernel(network, pairs)), tmp_path / "lens", None)
+    whole = write_image(tmp_path, sky_image())
+    assert run(whole, tmp_path / "lens", force=True)[0].shape == (80, 100)
+    whole.unlink()
+    (tmp_path / "out.fits").unlink()
+    with pytest.raises(InputError, match=r"one lens .* expected at most 64 pixels a side, found 40 x 70"):
+        run(write_image(tmp_path, sky_image(40, 70)), tmp_path / "lens", force=True, tile_size=64)
