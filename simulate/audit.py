@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from .sample import draw_sample, instruments, render_scenes
+from .seeing import under_seeing
 from .shards import read_manifest
 from .sources import Split
 
@@ -31,7 +32,9 @@ def audit_sample(settings: "SimulateSettings", seed: int, index: int, split: Spl
     scene, _ = draw_sample(settings, seed, index, split)
     scene = replace(scene, point_source_model_list=[], kwargs_ps=[])
     rays, worst = settings.scene.supersampling, {}
-    sides = zip(("hr", "lr"), instruments(settings), (1, settings.scale), strict=True)
+    hr_instrument, lr_instrument = instruments(settings)
+    seen_by = hr_instrument, under_seeing(lr_instrument, scene)
+    sides = zip(("hr", "lr"), seen_by, (1, settings.scale), strict=True)
     for (side, instrument, factor), ours in zip(sides, render_scenes(settings, [scene])[0], strict=True):
         theirs = render_reference(scene, instrument, settings.hr_size // factor, rays * factor)
         difference = np.abs(ours - theirs)

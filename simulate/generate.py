@@ -22,6 +22,7 @@ from .progress import progress_bar
 from .provenance import provenance
 from .sample import draw_sample, instruments, observe_sample, render_scenes, simulate_sample
 from .scene import Scene, SceneSettings
+from .seeing import check_seeing, seeing_kernels
 from .settings import Settings
 from .shards import (
     MANIFEST_NAME,
@@ -66,6 +67,8 @@ class SimulateSettings(Settings):
     scene: SceneSettings = SceneSettings()
     lr_peak_signal_to_noise: Prior | None = None
     """S/N of the LR pixel where it is highest, by a longer or shorter exposure; None: the LR instrument's exposure."""
+    lr_psf_fwhm_arcsec: Prior | None = None
+    """FWHM of the LR instrument's PSF, each pair's own; None: the LR instrument's, for all."""
     engine: Literal["torch", "lenstronomy"] = "torch"
     truth_maps: bool = False
     """Store convergence, deflection, unlensed source and lens light of every sample, too."""
@@ -78,6 +81,8 @@ class SimulateSettings(Settings):
             raise ValueError(f"classes must be different ones of {', '.join(POPULATIONS)}; found {list(self.classes)}")
         if self.lr_peak_signal_to_noise is not None:
             self.lr_peak_signal_to_noise.require("lr_peak_signal_to_noise", 1e-3)
+        if self.lr_psf_fwhm_arcsec is not None:
+            self.lr_psf_fwhm_arcsec.require("lr_psf_fwhm_arcsec", 1e-3)
         if self.hr_size % self.scale:
             raise ValueError(f"hr_size {self.hr_size} must be a multiple of scale {self.scale}")
         return self
@@ -88,6 +93,8 @@ class SimulateSettings(Settings):
             side: one if isinstance(one := getattr(self, side), Instrument) else load_instrument(one)
             for side in ("hr_instrument", "lr_instrument")
         }
+        if self.lr_psf_fwhm_arcsec is not None:
+            check_seeing(instruments["lr_instrument"])
         ratio = instruments["lr_instrument"].pixel_scale_arcsec / instruments["hr_instrument"].pixel_scale_arcsec
         if abs(ratio - self.scale) > 1e-6:
             raise InputError(
@@ -128,10 +135,12 @@ def assemble(settings: SimulateSettings, samples: list[dict[str, Any]]) -> Pairs
     """Samples side by side, with what the instruments are."""
     stacked = {name: np.stack([sample[name] for sample in samples]) for name in ("hr", "hr_noisy", "lr", "lr_noise")}
     truth = {name: np.stack([one["truth"][name] for one in samples]) for name in samples[0].get("truth", {})}
-    bands = []
-    for instrument in instruments(settings):
-        kernel = psf_kernel(instrument.psf, settings.ray_spacing_arcsec)
-        bands.append(Band(instrument.name, instrument.pixel_scale_arcsec, kernel, settings.ray_spacing_arcsec))
+    spacing, sides = settings.ray_spacing_arcsec, instruments(settings)
+    kernels = [psf_kernel(instrument.psf, spacing) for instrument in sides]
+    if settings.lr_psf_fwhm_arcsec is not None:
+        fwhms_arcsec = [sample["lr_psf_fwhm_arcsec"] for sample in samples]
+        kernels[1] = seeing_kernels(sides[1].psf, fwhms_arcsec, settings.lr_psf_fwhm_arcsec, spacing)
+    bands = [Band(one.name, one.pixel_scale_arcsec, psf, spacing) for one, psf in zip(sides, kernels, strict=True)]
     return Pairs(
         **stacked,
         hr_mask=np.ones(stacked["hr"].shape, bool),

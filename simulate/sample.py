@@ -8,6 +8,7 @@ import numpy as np
 
 from .instruments import Instrument, draw_noise, noise_sigma_njy
 from .scene import Scene, draw_scene
+from .seeing import under_seeing
 from .sources import Split
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def draw_sample(settings: "SimulateSettings", seed: int, index: int, split: Spli
     scene = draw_scene(kind, settings.scene, field_radius_arcsec, rng, split)
     if settings.lr_peak_signal_to_noise is not None:
         scene = replace(scene, lr_peak_signal_to_noise=settings.lr_peak_signal_to_noise.draw(rng))
+    if settings.lr_psf_fwhm_arcsec is not None:
+        scene = replace(scene, lr_psf_fwhm_arcsec=settings.lr_psf_fwhm_arcsec.draw(rng))
     return scene, rng
 
 
@@ -58,7 +61,8 @@ def render_scenes(
         from .lenstronomy_engine import render_pair
 
         size = (settings.hr_size, settings.scale, settings.scene.supersampling)
-        pairs = [render_pair(scene, *instruments(settings), *size) for scene in scenes]
+        hr_instrument, lr_instrument = instruments(settings)
+        pairs = [render_pair(scene, hr_instrument, under_seeing(lr_instrument, scene), *size) for scene in scenes]
         return [(hr.astype(np.float32), lr.astype(np.float32)) for hr, lr in pairs]
     import torch
 
@@ -108,6 +112,8 @@ def observe_sample(
         from .torch_engine.truth import truth_maps
 
         sample["truth"] = truth_maps(scene, settings.hr_size, hr_instrument.pixel_scale_arcsec)
+    if scene.lr_psf_fwhm_arcsec is not None:
+        sample["lr_psf_fwhm_arcsec"] = scene.lr_psf_fwhm_arcsec
     return {**sample, "label": index % len(settings.classes), "index": index, "name": scene.to_json()}
 
 

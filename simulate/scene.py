@@ -93,6 +93,8 @@ class Scene:
     """'LENSED_POSITION': ra_image and dec_image (arcsec) and point_amp (nJy), each a list with an entry an image."""
     lr_peak_signal_to_noise: float | None = None
     """Where it is highest; None: the exposure is the LR instrument's."""
+    lr_psf_fwhm_arcsec: float | None = None
+    """None: the PSF is the LR instrument's."""
 
     def to_json(self) -> str:
         """The scene as stored beside its images; `amp` is in nJy per square arcsecond, angles in arcsec."""

@@ -51,7 +51,7 @@ def epl_deflection(
     cos_2phi = (squared_x - squared_y) / squared
 
     flattening = (1 - q) / (1 + q)
-    length = _series_length(float(flattening.max()), 1e-13 if x.dtype == torch.float64 else 1e-7)
+    length = _series_length(float(flattening.detach().max()), 1e-13 if x.dtype == torch.float64 else 1e-7)
     n = torch.arange(length, dtype=t.dtype, device=t.device).view(-1, *[1] * t.ndim)
     coefficients = ((t / 2 + n) / (2 - t / 2 + n) * -flattening).cumprod(0).unbind(0)
     twice, current = 2 * cos_2phi, coefficients[-1]

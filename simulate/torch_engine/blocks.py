@@ -15,7 +15,7 @@ from ..scene import Scene
 from .imaging import padded_size
 from .packing import perturber_count
 from .ray_shooting import RayGrid
-from .render import View, render_batch
+from .render import View, lr_psfs, render_batch
 
 if TYPE_CHECKING:
     from ..generate import SimulateSettings
@@ -87,7 +87,7 @@ def sub_batches(scenes: Sequence[Scene], view: View, memory_bytes: int) -> Itera
     """Consecutive scenes, as many together as `memory_bytes` allow for all that is not a bounded temporary."""
     rays = view.hr_size * view.supersampling
     spacing = view.hr_instrument.pixel_scale_arcsec / view.supersampling
-    padded = max(padded_size(one.psf, rays, spacing) for one in (view.hr_instrument, view.lr_instrument))
+    padded = max(padded_size(psf, rays, spacing) for psf in {view.hr_instrument.psf, *lr_psfs(scenes, view)})
     maps = 4 * max(MAPS_AT_ONCE * rays**2, SPECTRA_AT_ONCE * padded**2)
     gaussians = max(sum("GAUSSIAN" in name for name in scene.source_model_list) for scene in scenes)
     light = GAUSSIAN_LIGHT_BYTES * min(gaussians * rays**2, GAUSSIAN_LIGHT_ELEMENTS)  # scene by scene

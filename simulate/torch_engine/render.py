@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..instruments import Instrument, PSFSettings
 from ..profiles.light import LIGHT_PROFILES, light_sum
 from ..scene import Scene
+from ..seeing import under_seeing
 from .imaging import observe, observe_spectrum, padded_size, point_spectrum
 from .packing import LightModels, Slot, light_slots, pack_macro
 from .ray_shooting import RayGrid, deflection_field, macro_deflection, perturber_field
@@ -42,13 +43,26 @@ def render_batch(
     """
     grid = view.grid(dtype, device)
     light = surface_brightness(scenes, grid, exact) * grid.spacing_arcsec**2
-    sides = ((view.hr_instrument, view.supersampling), (view.lr_instrument, view.supersampling * view.scale))
-    hr, lr = (observe(light, instrument.psf, grid.spacing_arcsec, factor) for instrument, factor in sides)
+    hr_psfs = [view.hr_instrument.psf] * len(scenes)
+    sides = ((hr_psfs, view.supersampling), (lr_psfs(scenes, view), view.supersampling * view.scale))
+    hr, lr = (_observe_each(light, psfs, grid.spacing_arcsec, factor) for psfs, factor in sides)
     for row, scene in enumerate(scenes):
         if scene.kwargs_ps:
-            for images, (instrument, factor) in zip((hr, lr), sides, strict=True):
-                images[row] += _points(scene, grid, instrument.psf, factor)
+            for images, (psfs, factor) in zip((hr, lr), sides, strict=True):
+                images[row] += _points(scene, grid, psfs[row], factor)
     return hr, lr
+
+
+def lr_psfs(scenes: Sequence[Scene], view: View) -> list[PSFSettings]:
+    """The LR PSF of each scene: the instrument's, or one of the scene's own seeing."""
+    return [under_seeing(view.lr_instrument, scene).psf for scene in scenes]
+
+
+def _observe_each(light: Tensor, psfs: Sequence[PSFSettings], spacing_arcsec: float, factor: int) -> Tensor:
+    """`observe` with a PSF for each of the batch; all at once where they share one."""
+    if all(psf == psfs[0] for psf in psfs):
+        return observe(light, psfs[0], spacing_arcsec, factor)
+    return torch.cat([observe(one[None], psf, spacing_arcsec, factor) for one, psf in zip(light, psfs, strict=True)])
 
 
 def surface_brightness(scenes: Sequence[Scene], grid: RayGrid, exact: bool = False) -> Tensor:

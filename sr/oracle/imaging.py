@@ -5,7 +5,6 @@ deflection, with the arguments spread over the rays. Images are linear in the li
 made: by PSF and pixel.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,7 +140,7 @@ class Imager:
         """x and y of the rays in these rows, and where they meet the source plane, each (B,rows,r)."""
         x, y = self.grid.xy
         y = y[:, rows]
-        alpha_x, alpha_y = _power_law(x, y, *_columns(slots.power_law))
+        alpha_x, alpha_y = epl_deflection(x, y, *_columns(slots.power_law))
         shear_x, shear_y = _shear(x, y, *_columns(slots.shear))
         alpha_x, alpha_y = alpha_x + shear_x, alpha_y + shear_y
         if field is not None:
@@ -157,7 +156,7 @@ class Imager:
         for rows in self._rows(len(slots.shear), rays):
             found = [
                 _profile_derivatives(profile, x, y[:, rows], values)
-                for profile, values in ((_power_law, slots.power_law), (_shear, slots.shear))
+                for profile, values in ((epl_deflection, slots.power_law), (_shear, slots.shear))
             ]
             parts.append(torch.cat(found, 2))
         derivatives = torch.cat(parts, 3)
@@ -170,12 +169,6 @@ class Imager:
 
 def _columns(values: Tensor) -> Sequence[Tensor]:
     return values[:, :, None, None].unbind(1)
-
-
-def _power_law(x: Tensor, y: Tensor, *values: Tensor) -> Deflection:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")  # the length of a series
-        return epl_deflection(x, y, *values)
 
 
 def _shear(x: Tensor, y: Tensor, gamma1: Tensor, gamma2: Tensor) -> Deflection:
