@@ -101,7 +101,7 @@ def write_results(
     }
     if "bounds" in ceiling:
         whole = {key: value for key, value in ceiling.items() if key != "efficiency"}
-        write_json(folder / CEILING_NAME, {"kind": "ceiling", **whole, **about})
+        write_json(folder / CEILING_NAME, {**about, "kind": "ceiling", **whole})
     for row in metrics["rows"]:
         trained = row["model"].removesuffix(" x8") if row.get("self_ensemble") else row["model"]
         model = models.get(trained)

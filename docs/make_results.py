@@ -87,12 +87,13 @@ def describe(records: list[Record]) -> str:
         f"{records[0]['counts']['train']:,} training pairs",
         f"{records[0]['scenes']:,} test scenes",
     ]
-    budgets = {
-        "{steps:,} steps of {batch_size} crops of {crop_size} LR pixels, {precision}".format(**record["training"])
-        for record in records
-        if "training" in record
-    }
+    budgets = {_budget(record["training"]) for record in records if "training" in record}
     return "; ".join(parts) + "; " + ("; or ".join(sorted(budgets)) or "nothing was trained") + "."
+
+
+def _budget(training: Record) -> str:
+    crops = f"crops of {training['crop_size']} LR pixels" if training["crop_size"] else "whole images"
+    return f"{training['steps']:,} steps of {training['batch_size']} {crops}, {training['precision']}"
 
 
 def zoo_table(folder: Path) -> list[str]:

@@ -1,0 +1,53 @@
+"""One network of a run against others, scene by scene: differences in PSNR, and how near chi^2/N is to 1.
+
+    python -m benchmarks.paired runs/signal-to-noise unrolled edsr rcan flow
+
+Prints a Markdown table: means over the test scenes, overall and by S/N, with 95 % bootstrap intervals.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from simulate.shards import read_pairs
+from sr.bootstrap import bootstrap_along
+from sr.metrics import data_range_of, fidelity_scores, image_scores
+from sr.signal_to_noise import signal_to_noise_groups
+from sr.trained_model import load_model
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    options = parser.parse_args()
+    train, test = (read_pairs(options.run / "data", split) for split in ("train", "test"))
+    data_range = data_range_of(train.hr, train.hr_mask)
+    psnr_db, offset = {}, {}
+    for name in options.models:
+        prediction = load_model(options.run / "train" / name, CPU).super_resolve_pairs(test, CPU)
+        psnr_db[name] = image_scores(prediction, test, data_range)["psnr_db"]
+        offset[name] = np.abs(fidelity_scores(prediction, test, None)[0]["chi2_per_pixel"] - 1)
+    groups = {"all": np.ones(len(test), bool), **signal_to_noise_groups(test)}
+    generator = np.random.default_rng(0)
+
+    def interval(values: np.ndarray, digits: int) -> str:
+        mean, low, high = (float(one) for one in bootstrap_along(np.mean, values, generator))
+        return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    first, *others = options.models
+    print("| " + " | ".join(["", *groups]) + " |\n|" + "---|" * (len(groups) + 1))
+    for name in others:
+        cells = [interval((psnr_db[first] - psnr_db[name])[own], 2) for own in groups.values()]
+        print(f"| PSNR, {first} − {name} (dB) | " + " | ".join(cells) + " |")
+    for name in others:
+        cells = [interval((offset[first] - offset[name])[own], 4) for own in groups.values()]
+        print(f"| \\|χ²/N − 1\\|, {first} − {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
