@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from astropy.io import fits
+
 from simulate.errors import InputError
 from simulate.instruments import PSFSettings, load_instrument
 from simulate.psf import PIXEL_SCALE_KEYWORDS
@@ -24,7 +26,7 @@ class PsfChoice:
 def find_psf(choice: PsfChoice, source: Path, pixel_scale: float, where: str) -> tuple[PSFSettings, str]:
     """The PSF that is chosen for the image `where` in the file `source`, and a note on where it is from.
 
-    A file has it in the HDU `PSF`, or else, if it is not the image's own, in its first image. Raises `InputError`.
+    A file has it in the HDU `PSF`, or else, if it is not the image's own, as its only image. Raises `InputError`.
     """
     given = [one for one in (choice.file, choice.fwhm_arcsec, choice.instrument) if one is not None]
     if len(given) > 1:
@@ -45,6 +47,13 @@ def find_psf(choice: PsfChoice, source: Path, pixel_scale: float, where: str) ->
             raise InputError(f"{where}: the PSF is not known ({error}); give --psf, --fwhm or --instrument") from None
         hdu = None
         _, header, psf_where = read_image(path, hdu)
+        with fits.open(path) as file:
+            images = [one.name or "PRIMARY" for one in file if one.is_image and one.header["NAXIS"] > 0]
+        if len(images) > 1:
+            raise InputError(
+                f"--psf {path}: expected an HDU called PSF, or one image alone, found {', '.join(images)}; save the "
+                "PSF in a file of its own"
+            ) from None
     found = [header[key] for key in PIXEL_SCALE_KEYWORDS if isinstance(header.get(key), int | float)]
     settings = PSFSettings(
         kind="fits",

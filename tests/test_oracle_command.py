@@ -142,6 +142,10 @@ def test_a_psf_file_serves_as_well_as_its_description(lens: Lens, tmp_path: Path
     fits.HDUList(named).writeto(tmp_path / "named.fits")
     in_hdu = read_lens_image(lens.path, PsfChoice(file=tmp_path / "named.fits"))
     assert (in_hdu.psf.kind, in_hdu.psf.hdu) == ("fits", "PSF")
+    named[2].name = "VIS_PSF"
+    fits.HDUList(named).writeto(tmp_path / "several.fits")
+    with pytest.raises(InputError, match=r"expected an HDU called PSF, or one image alone, found SCI, VIS_PSF; save"):
+        read_lens_image(lens.path, PsfChoice(file=tmp_path / "several.fits"))
     assert from_file.psf.fits_pixel_scale_arcsec == pytest.approx(0.1)
     assert from_file.psf.pixel_response_arcsec == pytest.approx(0.1)
     by_name = read_lens_image(lens.path, PsfChoice(instrument="euclid-vis"))
