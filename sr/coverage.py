@@ -139,10 +139,9 @@ def sigma_scores(
 
     "sigma": root mean squares {"predicted", "actual"} in SIGMA_BINS equal groups of pixels by predicted sigma; "slope":
     of log actual against log predicted, 1 if large sigmas are as right as small ones; "error_over_sigma": actual over
-    # draws without spread have no slope and no ratio: None
-    predicted, all pixels together, above 1 for draws that are too narrow. One half of the draws groups the pixels, the
-    other one is compared with the truth, or else chance would put pixels into groups. What the mean of k draws errs by
-    itself, 1/k of their variance, is taken out.
+    predicted, all pixels together, above 1 for draws that are too narrow; None, both of them, for draws without spread.
+    One half of the draws groups the pixels, the other one is compared with the truth, or else chance would put pixels
+    into groups. What the mean of k draws errs by itself, 1/k of their variance, is taken out.
 
     "z": shares of pixels by z = (truth - mean) / (sigma sqrt(1 + 1/K)) between Z_EDGES, and of Student's t with K - 1
     degrees of freedom, which it is if posteriors are Gaussian.
@@ -158,7 +157,6 @@ def sigma_scores(
         return np.bincount(place, weights, len(mask) * SIGMA_BINS).reshape(len(mask), SIGMA_BINS)
 
     table = np.stack([sums(np.ones_like(error)), sums(variance), sums(error)], 1)
-    # draws without spread have no slope and no ratio: None
     predicted, actual = np.sqrt((table.sum(0)[1:] / table.sum(0)[0].clip(1)).clip(0))
     return {
         "sigma": {"predicted": predicted.tolist(), "actual": actual.tolist()},

@@ -38,11 +38,14 @@ def epl_deflection(
     e2: Tensor,
     center_x: Tensor,
     center_y: Tensor,
+    *,
+    terms: int | None = None,
 ) -> Deflection:
     """Elliptical power law: Tessore & Metcalf (2015, A&A 580, A79), eq. 22 and 23, with t = gamma - 1.
 
     The hypergeometric function is its power series in e^(2 i phi), summed by Clenshaw's recurrence: one
-    multiplication and one subtraction a term give its real and imaginary part at once.
+    multiplication and one subtraction a term give its real and imaginary part at once. None: as many `terms` as the
+    precision asks for, which waits for the device.
     """
     qx, y_minor, q, cos, sin = _elliptical(x, y, e1, e2, center_x, center_y)
     t = gamma - 1
@@ -51,8 +54,9 @@ def epl_deflection(
     cos_2phi = (squared_x - squared_y) / squared
 
     flattening = (1 - q) / (1 + q)
-    length = _series_length(float(flattening.detach().max()), 1e-13 if x.dtype == torch.float64 else 1e-7)
-    n = torch.arange(length, dtype=t.dtype, device=t.device).view(-1, *[1] * t.ndim)
+    if terms is None:
+        terms = _series_length(float(flattening.detach().max()), 1e-13 if x.dtype == torch.float64 else 1e-7)
+    n = torch.arange(terms, dtype=t.dtype, device=t.device).view(-1, *[1] * t.ndim)
     coefficients = ((t / 2 + n) / (2 - t / 2 + n) * -flattening).cumprod(0).unbind(0)
     twice, current = 2 * cos_2phi, coefficients[-1]
     later = torch.zeros_like(current)

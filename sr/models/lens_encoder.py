@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from simulate.settings import Settings
 
+from ..oracle.descent import solve_positive
 from .d4 import ORDER, act, inverse
 from .lens_renderer import PARAMETERS, LensRenderer
 from .unrolled import DataTerm, UnrolledSettings
@@ -150,7 +151,7 @@ class LensEncoder(nn.Module):
         damping = torch.full_like(now, FIRST_DAMPING)[:, None]
         for _ in range(self.settings.refinements):
             damped = normal + torch.diag_embed(damping * normal.diagonal(dim1=1, dim2=2))
-            step = -torch.linalg.solve(damped, gradient)
+            step = -solve_positive(damped, gradient)
             step = step * (LONGEST_STEP / step.abs().amax(1, keepdim=True)).clamp(max=1)
             trial = (u + step).float()
             found = linearise(trial)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from simulate.priors import Prior, log_uniform, normal
-from simulate.profiles.base import Deflection
 from simulate.profiles.light import sersic_ellipse
+from simulate.profiles.macro import epl_deflection
 
 from ..oracle.parameters import prior_value
 
@@ -24,8 +24,8 @@ PARAMETERS = MACRO + SOURCE
 LONGEST_LENS_ELLIPTICITY, LONGEST_SOURCE_ELLIPTICITY = 0.4, 0.6
 SERIES_TERMS = 9
 """Of the power law's series in the ellipticity: what is left out is below 1e-5 of the deflection."""
-SOFTENING = 1e-3
-"""LR pixels: the power law's centre has no direction."""
+ROUND = 1e-6
+"""Nothing is rounder: the angle of what is quite round has no derivative."""
 FARTHEST = 5.0
 """Numbers farther than this from zero count as this far."""
 DIFFERENCE = 2e-3
@@ -83,16 +83,15 @@ class LensRenderer:
         for prefix, longest in (("", LONGEST_LENS_ELLIPTICITY), ("source_", LONGEST_SOURCE_ELLIPTICITY)):
             e1, e2 = values[f"{prefix}e1"], values[f"{prefix}e2"]
             shorten = longest / torch.sqrt(e1 * e1 + e2 * e2 + 1e-12).clamp(min=longest)
-            values[f"{prefix}e1"], values[f"{prefix}e2"] = e1 * shorten, e2 * shorten
+            values[f"{prefix}e1"], values[f"{prefix}e2"] = e1 * shorten + ROUND, e2 * shorten
         return values
 
     def _trace(self, values: Values) -> tuple[Tensor, Tensor]:
         """Where rays meet the source plane, (B,rays,rays) each."""
         device = values["theta_e"].device
         x, y = self._rays(self.width, device)[None, None, :], self._rays(self.height, device)[None, :, None]
-        alpha_x, alpha_y = power_law_deflection(
-            x, y, *(values[name] for name in MACRO if name not in ("gamma1", "gamma2"))
-        )
+        power_law = (values[name] for name in MACRO if name not in ("gamma1", "gamma2"))
+        alpha_x, alpha_y = epl_deflection(x, y, *power_law, terms=SERIES_TERMS)
         gamma1, gamma2 = values["gamma1"], values["gamma2"]
         return x - alpha_x - gamma1 * x - gamma2 * y, y - alpha_y - gamma2 * x + gamma1 * y
 
@@ -114,36 +113,3 @@ class LensRenderer:
         rays = (torch.arange(self.scale * size * self.supersampling, device=device) + 0.5) / self.supersampling
         reached = torch.special.ndtr((edges[:, None] - rays) * (math.sqrt(8 * math.log(2)) / self.psf_fwhm))
         return reached.diff(dim=0) / self.supersampling
-
-
-def power_law_deflection(
-    x: Tensor, y: Tensor, theta_e: Tensor, slope: Tensor, e1: Tensor, e2: Tensor, center_x: Tensor, center_y: Tensor
-) -> Deflection:
-    """Elliptical power law (Tessore & Metcalf 2015, A&A 580, A79, eq. 22 and 23), by a series of fixed length.
-
-    `simulate.profiles.macro.epl_deflection` takes the length from the numbers, for which a device would be waited.
-    (e1, e2) is to be at most `LONGEST_LENS_ELLIPTICITY` long.
-    """
-    ellipticity = torch.sqrt(e1 * e1 + e2 * e2 + 1e-12)
-    q = (1 - ellipticity) / (1 + ellipticity)
-    angle = 0.5 * torch.atan2(e2, e1 + 1e-12)  # which has no derivative at (0, 0)
-    cos, sin = angle.cos(), angle.sin()
-    dx, dy = x - center_x, y - center_y
-    along, across = q * (cos * dx + sin * dy), cos * dy - sin * dx
-    squared_along, squared_across = along * along, across * across
-    squared = squared_along + squared_across + SOFTENING**2
-    cos_2phi = (squared_along - squared_across) / squared
-    t = slope - 1
-    # Clenshaw's recurrence for the sum of c_n e^(2 i n phi), c_0 = 1
-    coefficients = [t / (4 - t) * -ellipticity]
-    for n in range(1, SERIES_TERMS):
-        coefficients.append(coefficients[-1] * (t / 2 + n) / (2 - t / 2 + n) * -ellipticity)
-    twice, current, later = 2 * cos_2phi, coefficients[-1], torch.zeros_like(coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        current, later = torch.addcmul(coefficient - later, twice, current), current
-    real, imaginary = torch.addcmul(1 - later, cos_2phi, current), 2 * along * across / squared * current
-    size = torch.exp(torch.log(squared) * (-t / 2) + t * torch.log(theta_e * q.sqrt()) + torch.log(2 / (1 + q)))
-    real, imaginary = real * size, imaginary * size
-    # (2 / (1 + q)) (b / R)^t R e^(i phi), turned to the sky's axes; R e^(i phi) is (q x', y')
-    first, second = cos * along - sin * across, sin * along + cos * across
-    return first * real - second * imaginary, first * imaginary + second * real

@@ -50,13 +50,13 @@ def levenberg_marquardt(
     converged = torch.zeros_like(cost, dtype=torch.bool)
     for _ in range(iterations):
         rows = torch.nonzero(~converged).squeeze(1)
-        newton = _solve(normal[rows], gradient[rows])
+        newton = solve_positive(normal[rows], gradient[rows])
         converged[rows] = ((gradient[rows] * newton).sum(1) < tolerance) | (damping[rows] >= MOST_DAMPING)
         rows = rows[~converged[rows]]
         if not len(rows):
             break
         damped = normal[rows] + torch.diag_embed(damping[rows, None] * normal[rows].diagonal(dim1=1, dim2=2))
-        step = -_solve(damped, gradient[rows])
+        step = -solve_positive(damped, gradient[rows])
         step = step * (LONGEST_STEP / step.abs().amax(1, keepdim=True)).clamp(max=1)
         trial = (u[rows] + step).clamp(-FARTHEST, FARTHEST)
         lowered = objective.cost(trial, rows) < cost[rows]
@@ -68,6 +68,9 @@ def levenberg_marquardt(
     return Found(u, cost, converged)
 
 
-def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
-    """(n,P) the solutions for positive definite matrices (n,P,P)."""
-    return torch.cholesky_solve(vector[:, :, None], torch.linalg.cholesky(matrix)).squeeze(2)
+def solve_positive(matrix: Tensor, vector: Tensor) -> Tensor:
+    """(n,P) the solutions for positive definite matrices (n,P,P), by Cholesky factors; waits for no device.
+
+    What is not positive definite has a solution that is none: a step that lowers no cost.
+    """
+    return torch.cholesky_solve(vector[:, :, None], torch.linalg.cholesky_ex(matrix).L).squeeze(2)
