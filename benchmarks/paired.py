@@ -2,10 +2,12 @@
 
     python -m benchmarks.paired runs/signal-to-noise unrolled edsr rcan flow
 
-Prints a Markdown table: means over the test scenes, overall and by S/N, with 95 % bootstrap intervals.
+Prints two Markdown tables over the test scenes, overall and by S/N: mean differences with 95 % bootstrap intervals; and
+of the truth and each network the share of scenes with chi^2/N in 1 +- 0.05, and chi^2/N, mean [least, most].
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +20,30 @@ from sr.signal_to_noise import signal_to_noise_groups
 from sr.trained_model import load_model
 
 CPU = torch.device("cpu")
+HELD = 0.05
+"""How far chi^2/N may be from 1."""
 
 
-def main() -> None:
+def held(chi2_per_pixel: np.ndarray) -> str:
+    """The share of scenes (N,) within `HELD` of 1; mean [least, most]."""
+    least, mean, most = chi2_per_pixel.min(), chi2_per_pixel.mean(), chi2_per_pixel.max()
+    return f"{np.mean(np.abs(chi2_per_pixel - 1) <= HELD) * 100:.0f} %, {mean:.3f} [{least:.3f}, {most:.3f}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables. Raises `InputError`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("models", nargs="+", metavar="MODEL")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     train, test = (read_pairs(options.run / "data", split) for split in ("train", "test"))
     data_range = data_range_of(train.hr, train.hr_mask)
-    psnr_db, offset = {}, {}
+    psnr_db, chi2 = {}, {"truth": fidelity_scores(test.hr, test, None)[0]["chi2_per_pixel"]}
     for name in options.models:
         prediction = load_model(options.run / "train" / name, CPU).super_resolve_pairs(test, CPU)
         psnr_db[name] = image_scores(prediction, test, data_range)["psnr_db"]
-        offset[name] = np.abs(fidelity_scores(prediction, test, None)[0]["chi2_per_pixel"] - 1)
+        chi2[name] = fidelity_scores(prediction, test, None)[0]["chi2_per_pixel"]
+    offset = {name: np.abs(one - 1) for name, one in chi2.items()}
     groups = {"all": np.ones(len(test), bool), **signal_to_noise_groups(test)}
     generator = np.random.default_rng(0)
 
@@ -47,6 +59,10 @@ def main() -> None:
     for name in others:
         cells = [interval((offset[first] - offset[name])[own], 4) for own in groups.values()]
         print(f"| \\|χ²/N − 1\\|, {first} − {name} | " + " | ".join(cells) + " |")
+    head = ["χ²/N", *(f"{name} ({own.sum()} scenes)" for name, own in groups.items())]
+    print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for name, one in chi2.items():
+        print(f"| `{name}` | " + " | ".join(held(one[own]) for own in groups.values()) + " |")
 
 
 if __name__ == "__main__":
