@@ -17,7 +17,8 @@ from simulate.provenance import git_revision
 from simulate.shards import Pairs, manifest_sha256, read_pairs, write_json
 from sr.classical import blur_control, richardson_lucy, wiener
 from sr.config import RunConfig
-from sr.evaluate import Method, finished_models, models_sha256
+from sr.evaluate import finished_models, models_sha256
+from sr.evaluation_methods import Method
 from sr.stages import fingerprint, read_metrics
 from sr.trained_model import TrainedModel, interpolation_model
 

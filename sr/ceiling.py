@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import torch
 
+from simulate.errors import InputError
 from simulate.shards import Pairs, write_atomically
 
 from .bootstrap import bootstrap_interval
@@ -24,6 +25,18 @@ CEILING_NAME = "ceiling.h5"
 ORACLE, BOUND, BOUND_WITH_FIELD = "oracle", "Cramér–Rao", "Cramér–Rao, substructure unknown"
 
 Scores = dict[str, np.ndarray]
+
+
+def ceiling_or_reason(
+    run: Path, test: Pairs, data_range: float, settings: CeilingSettings, seed: int, device: torch.device, data: str
+) -> tuple[Ceiling | None, str | None]:
+    """`ceiling_of_run`, or the reason why there is none."""
+    if settings.scenes == 0:
+        return None, "evaluate.ceiling.scenes is 0"
+    try:
+        return ceiling_of_run(run, test, data_range, settings, seed, device, data), None
+    except InputError as error:
+        return None, str(error)
 
 
 def ceiling_of_run(

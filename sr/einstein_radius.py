@@ -5,6 +5,7 @@ it is found. Where a lens has substructure, which the fitted model has not, the 
 """
 
 from math import gcd
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from simulate.sample import instruments
 from simulate.scene import Scene
 from simulate.shards import Pairs
 
+from .on_the_fly import stored_simulation
 from .oracle.descent import levenberg_marquardt
 from .oracle.imaging import Imager, Optics
 from .oracle.objective import Images, MacroObjective
@@ -100,6 +102,20 @@ class EinsteinRadiusFits:
             fine.lr(fine.light(u)) - self._imager.lr(self._imager.light(u)).double() for u in self._start.split(AT_ONCE)
         ]
         return torch.cat(parts)
+
+
+def fits_of_first_scenes(pairs: Pairs, folder: Path, scenes: int, device: torch.device) -> EinsteinRadiusFits | None:
+    """Fits to the first `scenes` of `pairs`, of the data set in `folder`.
+
+    None where `scenes` is 0, and where it is not known how the lenses were simulated.
+    """
+    if scenes == 0:
+        return None
+    try:
+        simulation, _ = stored_simulation(folder)
+    except InputError:
+        return None
+    return EinsteinRadiusFits(pairs, simulation, np.arange(min(scenes, len(pairs))), device)
 
 
 def _fitted_parameters(simulation: SimulateSettings) -> Parameters | None:

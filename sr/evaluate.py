@@ -1,13 +1,10 @@
 """Score every trained model and baseline on the test split: one code path, one data range, bootstrap intervals."""
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from pydantic import Field
@@ -15,34 +12,21 @@ from pydantic import Field
 from simulate.errors import InputError
 from simulate.progress import progress_bar
 from simulate.settings import Settings
-from simulate.shards import Pairs, file_sha256, manifest_sha256, read_pairs, write_atomically
+from simulate.shards import Pairs, file_sha256, manifest_sha256, read_pairs
 
-from .ceiling import ceiling_content, ceiling_of_run
-from .classical import (
-    BLUR_SIGMAS_LR_PIXELS,
-    WIENER_NOISE_TO_SIGNAL,
-    blur_control,
-    richardson_lucy,
-    tune,
-    tune_richardson_lucy,
-    wiener,
-)
-from .einstein_radius import EinsteinRadiusFits
+from .ceiling import ceiling_content, ceiling_or_reason
+from .einstein_radius import EinsteinRadiusFits, fits_of_first_scenes
+from .evaluation_examples import EXAMPLES_NAME, write_examples
+from .evaluation_methods import Method, evaluation_methods
 from .metrics import data_range_of, fidelity_scores, image_scores, summarise
-from .models import ARCHITECTURES, parameter_count
-from .on_the_fly import stored_simulation
-from .oracle.ceiling import Ceiling, CeilingSettings
+from .models import ARCHITECTURES
+from .oracle.ceiling import CeilingSettings
 from .signal_to_noise import signal_to_noise_groups
 from .spectral_metrics import summarise_spectra
 from .stages import METRICS_NAME, fingerprint, finished_metrics, write_metrics
-from .trained_model import CONFIG_NAME, WEIGHTS_NAME, TrainedModel, interpolation_model, load_model
+from .trained_model import CONFIG_NAME, WEIGHTS_NAME, TrainedModel, load_model
 from .trust import Trust, UncertaintySettings
-from .truth_parts import TruthParts, render_truth_parts
-
-EXAMPLES_NAME = "examples.h5"
-EXAMPLE_QUANTILES = (0.5, 0.1, 0.9)
-
-Method = Callable[[Pairs], np.ndarray]
+from .truth_parts import TruthParts, truth_parts_or_reason
 
 
 class EvaluateSettings(Settings):
@@ -93,85 +77,68 @@ def evaluate_run(
     control, noise of the Wiener filter, iterations of Richardson-Lucy, `best_model`) is chosen on the validation split.
     """
     started = perf_counter()
-    folder = run / "evaluate"
+    folder, data = run / "evaluate", run / "data"
     models = finished_models(run, device)
     hashes = models_sha256(run, models)
-    data_sha256 = manifest_sha256(run / "data")
+    data_sha256 = manifest_sha256(data)
     identity = fingerprint(settings, data=data_sha256, seed=seed, models=json.dumps(hashes))
     if metrics := finished_metrics(folder, identity, resume):
         return metrics
 
-    train = read_pairs(run / "data", "train")
+    train = read_pairs(data, "train")
     data_range = data_range_of(train.hr, train.hr_mask)
     del train
-    validation, test = read_pairs(run / "data", "val"), read_pairs(run / "data", "test")
-    networks = [interpolation_model(name, test) for name in ("bilinear", "bicubic")] + models
-    methods: dict[str, Method] = {model.name: _super_resolve(model, device, settings.batch_size) for model in networks}
-    sigma = tune(blur_control, BLUR_SIGMAS_LR_PIXELS, validation, data_range)
-    noise_to_signal = tune(wiener, WIENER_NOISE_TO_SIGNAL, validation, data_range)
-    methods["blur control"] = partial(blur_control, sigma_lr_pixels=sigma)
-    methods["wiener"] = partial(wiener, noise_to_signal=noise_to_signal)
-    iterations = tune_richardson_lucy(validation, data_range, device)
-    methods["richardson-lucy"] = partial(richardson_lucy, iterations=iterations, device=device)
-    about: dict[str, dict[str, Any]] = {
-        model.name: {
-            "architecture": model.config.architecture,
-            "kind": "network" if model in models else "baseline",
-            "parameters": parameter_count(model.network),
-        }
-        for model in networks
-    }
-    about["blur control"] = {"kind": "baseline", "parameters": 0, "chosen": {"sigma_lr_pixels": sigma}}
-    about["wiener"] = {"kind": "baseline", "parameters": 0, "chosen": {"noise_to_signal": noise_to_signal}}
-    about["richardson-lucy"] = {"kind": "baseline", "parameters": 0, "chosen": {"iterations": iterations}}
-    doubles = {f"{model.name} x8": model for model in models if settings.self_ensemble}
-    for name, model in doubles.items():
-        methods[name] = _super_resolve(model, device, settings.batch_size, self_ensemble=True)
-        about[name] = {**about[model.name], "self_ensemble": True}
-    baselines = [name for name in methods if about[name]["kind"] == "baseline"]
-    order = [*baselines, *(model.name for model in models), *doubles]
-
-    parts, missing = _truth_parts(test, run / "data", device)
-    trust = Trust(test, parts, run / "data", settings.uncertainty, seed)
-    fits = _einstein_radius_fits(test, run / "data", settings.refitted_scenes, device)
-    ceiling, no_ceiling = _ceiling(run, test, data_range, settings.ceiling, seed, device, data_sha256)
+    validation, test = read_pairs(data, "val"), read_pairs(data, "test")
+    methods, about = evaluation_methods(
+        models, validation, data_range, settings.batch_size, settings.self_ensemble, device
+    )
+    parts, no_parts = truth_parts_or_reason(test, data, device)
+    trust = Trust(test, parts, data, settings.uncertainty, seed)
+    fits = fits_of_first_scenes(test, data, settings.refitted_scenes, device)
+    ceiling, no_ceiling = ceiling_or_reason(run, test, data_range, settings.ceiling, seed, device, data_sha256)
     scores, speed, spectra = {}, {}, {}
-    with progress_bar("evaluate", len(order)) as advance:
-        for name in order:
-            methods[name](test.select(np.arange(min(2, len(test)))))  # the first call of a method is slower
+    with progress_bar("evaluate", len(methods)) as advance:
+        for name, method in methods.items():
+            method(test.select(np.arange(min(2, len(test)))))  # the first call of a method is slower
             clock = perf_counter()
-            prediction = methods[name](test)
+            prediction = method(test)
             speed[name] = len(test) / (perf_counter() - clock)
             fidelity, spectra[name] = fidelity_scores(prediction, test, parts)
             scores[name] = {**image_scores(prediction, test, data_range), **fidelity}
             if fits:
                 scores[name]["theta_e_error"] = fits.errors(prediction)
-            trust.add(name, prediction, methods[name])
+            trust.add(name, prediction, method)
             advance(note=name)
+
     generator = np.random.default_rng(seed)
     best = _best_model(models, methods, validation, data_range)
-    paired = {"psnr_gain_db": scores["bicubic"]["psnr_db"]}
+    bicubic_db = scores["bicubic"]["psnr_db"]
+    paired = {"psnr_gain_db": bicubic_db}
     if best:
         paired["psnr_against_best_db"] = scores[best]["psnr_db"]
+    groups = {
+        "per_class": {name: test.label == label for label, name in enumerate(test.classes)},
+        "per_signal_to_noise": signal_to_noise_groups(test),
+    }
     rows = [
         {
             "model": name,
             **about[name],
             "images_per_second": round(speed[name], 1),
-            **_summary(scores[name], paired, test, generator),
+            **_summary(scores[name], paired, groups, generator),
         }
-        for name in order
+        for name in methods
     ]
-    gain = scores[best or "bicubic"]["psnr_db"] - (scores["bicubic"]["psnr_db"] if best else 0)
-    _write_examples(folder / EXAMPLES_NAME, methods, order, test, gain)
+    gain_db = scores[best]["psnr_db"] - bicubic_db if best else bicubic_db
+    write_examples(folder / EXAMPLES_NAME, methods, test, gain_db)
     content = {
         "rows": rows,
         "references": _references(test, parts, fits, generator),
-        "macro_model_missing": missing,
+        "macro_model_missing": no_parts,
         "spectra": {
             "lr_nyquist_cycles_per_arcsec": 0.5 / test.lr_band.pixel_scale_arcsec,
             "frequency_lr_nyquist": spectra["bicubic"].frequency.tolist(),
-            "methods": {name: summarise_spectra(spectra[name], generator) for name in order},
+            "methods": {name: summarise_spectra(spectra[name], generator) for name in methods},
         },
         "trust": trust.content(models, device),
         "ceiling": ceiling_content(ceiling, scores, test, parts, fits, data_range, generator)
@@ -186,41 +153,6 @@ def evaluate_run(
         "examples": EXAMPLES_NAME,
     }
     return write_metrics(folder, identity, perf_counter() - started, content)
-
-
-def _super_resolve(model: TrainedModel, device: torch.device, batch_size: int, self_ensemble: bool = False) -> Method:
-    return lambda pairs: model.super_resolve_pairs(pairs, device, batch_size, self_ensemble)
-
-
-def _truth_parts(pairs: Pairs, folder: Path, device: torch.device) -> tuple[TruthParts | None, str | None]:
-    """The truth's parts, or the reason why the data do not give them."""
-    try:
-        return render_truth_parts(pairs, folder, device), None
-    except InputError as error:
-        return None, str(error)
-
-
-def _ceiling(
-    run: Path, test: Pairs, data_range: float, settings: CeilingSettings, seed: int, device: torch.device, data: str
-) -> tuple[Ceiling | None, str | None]:
-    """The ceiling of the test split, or the reason why there is none."""
-    if settings.scenes == 0:
-        return None, "evaluate.ceiling.scenes is 0"
-    try:
-        return ceiling_of_run(run, test, data_range, settings, seed, device, data), None
-    except InputError as error:
-        return None, str(error)
-
-
-def _einstein_radius_fits(pairs: Pairs, data: Path, scenes: int, device: torch.device) -> EinsteinRadiusFits | None:
-    """Fits to the first scenes; None for none, and where it is not known how the lenses were simulated."""
-    if scenes == 0:
-        return None
-    try:
-        simulation, _ = stored_simulation(data)
-    except InputError:
-        return None
-    return EinsteinRadiusFits(pairs, simulation, np.arange(min(scenes, len(pairs))), device)
 
 
 def _references(
@@ -241,17 +173,16 @@ def _references(
 
 
 def _summary(
-    scores: dict[str, np.ndarray], paired: dict[str, np.ndarray], pairs: Pairs, generator: np.random.Generator
+    scores: dict[str, np.ndarray],
+    paired: dict[str, np.ndarray],
+    groups: dict[str, dict[str, np.ndarray]],
+    generator: np.random.Generator,
 ) -> dict[str, Any]:
-    """Means and intervals over all scenes, and the same in "per_class" and "per_signal_to_noise".
+    """Means and intervals over all scenes, and the same over those of each kind of `groups`, by kind and name.
 
     `paired` has PSNRs by the name of the difference to them.
     """
     everything = {**scores, **{name: scores["psnr_db"] - psnr_db for name, psnr_db in paired.items()}}
-    groups = {
-        "per_class": {name: pairs.label == label for label, name in enumerate(pairs.classes)},
-        "per_signal_to_noise": signal_to_noise_groups(pairs),
-    }
     return summarise(everything, generator) | {
         kind: {
             name: summarise({key: values[rows] for key, values in everything.items()}, generator)
@@ -271,35 +202,3 @@ def _best_model(
         for model in models
     }
     return max(quality, key=lambda name: quality[name]) if quality else None
-
-
-def choose_examples(label: np.ndarray, gain: np.ndarray, quantile: float) -> list[int]:
-    """For each class the scene at `quantile` of the gain, so that nobody picks the pretty one: rows of the data."""
-    chosen = []
-    for one in np.unique(label):
-        rows = np.flatnonzero(label == one)
-        ranked = rows[np.argsort(gain[rows], kind="stable")]
-        chosen.append(int(ranked[round(quantile * (len(ranked) - 1))]))
-    return chosen
-
-
-def _write_examples(path: Path, methods: dict[str, Method], order: list[str], test: Pairs, gain: np.ndarray) -> None:
-    """HDF5 with a scene per class at each of EXAMPLE_QUANTILES of the PSNR gain: lr, hr, lr_noise, sr/<method>, ..."""
-    chosen = [(row, quantile) for quantile in EXAMPLE_QUANTILES for row in choose_examples(test.label, gain, quantile)]
-    pairs = test.select(np.array([row for row, _ in chosen]))
-
-    def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
-            for name in ("lr", "lr_noise", "hr", "label", "index"):
-                file.create_dataset(name, data=getattr(pairs, name))
-            file.create_dataset("quantile", data=np.array([quantile for _, quantile in chosen]))
-            file.create_dataset("psnr_gain_db", data=gain[[row for row, _ in chosen]])
-            for name in order:
-                file.create_dataset(f"sr/{name}", data=methods[name](pairs), compression="gzip", shuffle=True)
-            file.attrs["classes"] = list(pairs.classes)
-            file.attrs["methods"] = order
-            file.attrs["unit"] = pairs.unit
-            file.attrs["lr_pixel_scale_arcsec"] = pairs.lr_band.pixel_scale_arcsec
-            file.attrs["hr_pixel_scale_arcsec"] = pairs.hr_band.pixel_scale_arcsec
-
-    write_atomically(path, write)

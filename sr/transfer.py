@@ -52,7 +52,6 @@ SETTINGS_IN_CARD = {
     "finetune_steps",
     "finetune_learning_rate",
     "batch_size",
-    "crop_size",
     "loss",
 }
 
@@ -131,6 +130,7 @@ def transfer_run(
 
 def check_models(settings: TransferSettings, pretrained: dict[str, TrainedModel], pairs: Pairs) -> None:
     """Raise `InputError` if the models, what of them is to learn, or the crop size do not fit the observed pairs."""
+    smallest = min(pairs.lr.shape[-2:])
     for name, model in pretrained.items():
         if model.config.scale != pairs.scale:
             raise InputError(
@@ -141,14 +141,14 @@ def check_models(settings: TransferSettings, pretrained: dict[str, TrainedModel]
             find_submodules(model.network, settings.trainable)
         except InputError as error:
             raise InputError(f"transfer.trainable: model {name!r}: {error}") from None
+        crop_size = settings.crop_size_of(model.config.architecture)
+        if crop_size is not None and crop_size > smallest:
+            raise InputError(
+                f"transfer.crop_size: expected at most {smallest}, the size of the observed LR images in pixels, "
+                f"found {crop_size} (null trains on whole images)"
+            )
     if len(set(settings.models)) < len(settings.models):
         raise InputError(f"transfer.models: a model is named twice in {', '.join(settings.models)}")
-    smallest = min(pairs.lr.shape[-2:])
-    if settings.crop_size is not None and settings.crop_size > smallest:
-        raise InputError(
-            f"transfer.crop_size: expected at most {smallest}, the size of the observed LR images in pixels, "
-            f"found {settings.crop_size} (null trains on whole images)"
-        )
 
 
 def cross_validate(
@@ -190,6 +190,7 @@ def leave_model(
     training = {
         "pretrained_on_sha256": old.data_sha256,
         **settings.model_dump(mode="json", include=SETTINGS_IN_CARD),
+        "crop_size": settings.crop_size_of(old.architecture),
         "seed": trainer.seed,
         "kept_weights": "moving average at the last step",
     }

@@ -13,7 +13,7 @@ from simulate.shards import Pairs
 
 from .degradation import knows_degradation
 from .losses import LossWeights, loss_context
-from .models import freeze_features, unfreeze
+from .models import find_architecture, freeze_features, unfreeze
 from .models.lora import add_adapters, merge_adapters
 from .normalisation import fit_normalisation
 from .samples import load_samples
@@ -36,11 +36,15 @@ class TransferSettings(Settings):
     finetune_learning_rate: float = Field(2e-4, gt=0)
     unpretrained_learning_rate: float = Field(2e-3, gt=0)  # as when training from scratch
     batch_size: int = Field(16, ge=1)
-    crop_size: int | None = Field(24, ge=8)  # LR pixels; None trains on whole images
+    crop_size: int | None = Field(24, ge=8)  # LR pixels; None trains on whole images (`crop_size_of`)
     loss: LossWeights = Field({"l1": 1.0})
     adapter_rank: int | None = Field(None, ge=1)  # adds the variant "lora"
     adapter_learning_rate: float = Field(5e-3, gt=0)
     final_model: bool = True  # after the folds, fine-tune on all objects and leave a model folder
+
+    def crop_size_of(self, architecture: str) -> int | None:
+        """`crop_size`, but None for networks that make no sense of a part of an image, as when they were trained."""
+        return None if find_architecture(architecture).whole_images else self.crop_size
 
     @property
     def pretrained_steps(self) -> int:
@@ -119,8 +123,13 @@ class VariantTrainer:
         return scratch
 
     def _train(self, model: TrainedModel, training: Pairs, steps: int, learning_rate: float, place: str) -> None:
-        shared = {name: getattr(self.settings, name) for name in ("batch_size", "crop_size", "loss")}
-        loop = LoopSettings(steps=steps, learning_rate=learning_rate, **shared)
+        loop = LoopSettings(
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=self.settings.batch_size,
+            crop_size=self.settings.crop_size_of(model.config.architecture),
+            loss=self.settings.loss,
+        )
         samples = load_samples(training, model.config.normalisation, "hr", self.device)
         knows = knows_degradation(model.network)
         context = loss_context(loop.loss, training, model.config.normalisation, "hr", self.device, knows)

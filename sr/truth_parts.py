@@ -35,6 +35,14 @@ class TruthParts:
         return TruthParts(self.macro[rows], self.lens_light[rows])
 
 
+def truth_parts_or_reason(pairs: Pairs, folder: Path, device: torch.device) -> tuple[TruthParts | None, str | None]:
+    """`render_truth_parts`, or the reason why the data set in `folder` does not give them."""
+    try:
+        return render_truth_parts(pairs, folder, device), None
+    except InputError as error:
+        return None, str(error)
+
+
 def render_truth_parts(pairs: Pairs, folder: Path, device: torch.device) -> TruthParts:
     """Render the scenes of `pairs` again, by the settings that the data set in `folder` was simulated with.
 

@@ -13,7 +13,8 @@ import torch
 from simulate.errors import InputError
 from simulate.shards import Band, Pairs, manifest_sha256, read_pairs, write_json
 from sr.classical import BLUR_SIGMAS_LR_PIXELS, blur_control, tune, wiener
-from sr.evaluate import EvaluateSettings, choose_examples, evaluate_run, finished_models
+from sr.evaluate import EvaluateSettings, evaluate_run, finished_models
+from sr.evaluation_examples import choose_examples
 from sr.metrics import MEDIAN_SCORES, data_range_of, fidelity_scores
 from sr.models import build_network, parameter_count, resolve_settings
 from sr.normalisation import Normalisation

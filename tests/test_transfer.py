@@ -15,6 +15,7 @@ import sr.transfer
 from simulate.errors import InputError
 from simulate.shards import Pairs, read_pairs
 from sr.cross_validation import assign_folds, object_means
+from sr.degradation import usual_kernel
 from sr.metrics import image_scores
 from sr.trained_model import TrainedModel, interpolation_model, load_model, save_model
 from sr.trainer import Trainer
@@ -22,7 +23,7 @@ from sr.transfer import TransferSettings, cross_validate, transfer_run
 from sr.transfer_variants import VariantTrainer
 
 from .conftest import blob_pairs, write_dataset
-from .test_trained_model import CPU, tiny_model
+from .test_trained_model import CPU, TINY, tiny_model
 from .test_training import Killed, ignore
 
 SETTINGS = TransferSettings(frozen_steps=2, finetune_steps=3, folds=2, batch_size=4, crop_size=10)
@@ -267,6 +268,42 @@ def test_pairs_of_another_scale_are_refused(run: Path) -> None:
     write_dataset(run / "pairs", {"observed": two_bands(scale=4)})
     with pytest.raises(InputError, match=r"model 'rcan' enlarges 2 times.*factor of 4"):
         transfer_run(run, SETTINGS, 0, CPU, resume=False)
+
+
+@pytest.fixture
+def lens_encoder(monkeypatch: pytest.MonkeyPatch) -> TrainedModel:
+    """A (hardly) trained network that only sees whole images, and no HR image when it learns."""
+    monkeypatch.setitem(TINY, "lens_encoder", {"features": 4, "hidden": 8, "refinements": 1, "supersampling": 1})
+    pairs = blob_pairs(4, seed=5)
+    model = tiny_model("lens_encoder", pairs)
+    model.kernel = usual_kernel(model.network, pairs)
+    return model
+
+
+def test_a_network_of_whole_images_learns_from_whole_lr_images_whatever_the_crops(lens_encoder: TrainedModel) -> None:
+    pairs, held_out = two_bands(), two_bands(seed=3)
+    other = replace(pairs, hr=7 - 2 * pairs.hr, hr_noisy=0 * pairs.hr)
+
+    def predict(crop_size: int | None, training: Pairs) -> dict[str, np.ndarray]:
+        settings = SETTINGS.model_copy(update={"crop_size": crop_size, "adapter_rank": 1})
+        return VariantTrainer(settings, 0, CPU, ignore).predict_held_out(lens_encoder, training, held_out, 0)
+
+    whole = predict(None, pairs)
+    assert len({images.tobytes() for images in whole.values()}) == 5  # every variant learns something of its own
+    for found in (predict(10, pairs), predict(24, other)):
+        assert all(np.array_equal(found[variant], images) for variant, images in whole.items())
+
+
+def test_crops_larger_than_the_images_are_only_refused_where_they_are_cut(
+    run: Path, lens_encoder: TrainedModel
+) -> None:
+    save_model(lens_encoder, run / "train" / "lens_encoder", None)
+    settings = SETTINGS.model_copy(update={"models": ("lens_encoder", "rcan"), "crop_size": 24})
+    with pytest.raises(InputError, match=r"transfer\.crop_size: expected at most 16.*found 24"):
+        transfer_run(run, settings, 0, CPU, resume=False)
+    assert not (run / "transfer").exists()
+    transfer_run(run, settings.model_copy(update={"models": ("lens_encoder",)}), 0, CPU, resume=False)
+    assert load_model(run / "transfer" / "lens_encoder", CPU).config.training["crop_size"] is None
 
 
 @pytest.mark.parametrize(
