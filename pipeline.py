@@ -260,7 +260,10 @@ def super_resolve(
             "Default: the shipped one for the image's instrument and pixel scale."
         ),
     ] = None,
-    scale: Annotated[int | None, typer.Option(help="How many times to enlarge, where models differ in it.")] = None,
+    scale: Annotated[
+        int | None,
+        typer.Option(help="How many times to enlarge, where a model or models leave the choice; else the least."),
+    ] = None,
     hdu: Annotated[str | None, typer.Option(help="Name or number of the image HDU. Default: the first image.")] = None,
     device: Device = "auto",
     self_ensemble: Annotated[

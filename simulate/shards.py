@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,32 @@ class Pairs:
         for key in ("hr_band", "lr_band"):
             band = values[key]
             if band.psf.ndim == 3:
-                values[key] = Band(
-                    band.instrument, band.pixel_scale_arcsec, band.psf[rows], band.psf_pixel_scale_arcsec
-                )
+                values[key] = replace(band, psf=band.psf[rows])
         return Pairs(**values)
+
+    def at_scale(self, scale: int) -> "Pairs":
+        """The pairs with HR pixels so many times smaller than the LR pixels, sums of those that there are.
+
+        A sum of pixels is what a larger pixel sees behind the same optics. It is real where all of them are; truth maps
+        are left out. Raises `ValueError` if `scale` does not divide that of the pairs.
+        """
+        if self.scale % scale:
+            raise ValueError(f"pairs of scale {self.scale} cannot be made pairs of scale {scale}")
+        if scale == self.scale:
+            return self
+        many = self.scale // scale
+
+        def blocks(images: np.ndarray) -> np.ndarray:
+            return images.reshape(*images.shape[:2], images.shape[2] // many, many, images.shape[3] // many, many)
+
+        return replace(
+            self,
+            hr=blocks(self.hr).sum((3, 5)),
+            hr_noisy=blocks(self.hr_noisy).sum((3, 5)),
+            hr_mask=np.all(blocks(self.hr_mask), axis=(3, 5)),
+            hr_band=replace(self.hr_band, pixel_scale_arcsec=self.hr_band.pixel_scale_arcsec * many),
+            truth={},
+        )
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -3,7 +3,8 @@
 Such a network has the class attribute `knows_degradation = True` and is called network(lr, degradation).
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -44,6 +45,11 @@ def knows_degradation(network: nn.Module) -> bool:
     return getattr(network, "knows_degradation", False)
 
 
+def served_scales(network: nn.Module, scale: int) -> tuple[int, ...]:
+    """The scales that `network`, made for `scale`, serves: it is told one of them with the `Degradation`."""
+    return getattr(network, "scales", (scale,))
+
+
 def degradation_of_batch(batch: Batch, operator: ForwardOperator) -> Degradation:
     """That of crops under symmetries; `operator` is the samples', its kernels in their order. Waits for no device."""
     kernels = transform(operator.select(batch.rows).kernels, batch.symmetry)
@@ -58,6 +64,13 @@ class UsualKernel:
     """(k,k): the mean matching kernel of its training data."""
     hr_band: Band | None
     """The HR instrument with its mean PSF (k,k), of which kernels for other PSFs are made; None if it is not known."""
+    others: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """Such kernels for the other scales that the network serves."""
+
+    def at_scale(self, scale: int, pixel_scale_arcsec: float) -> "UsualKernel":
+        """That for one of the other scales, with HR pixels of `pixel_scale_arcsec`."""
+        band = None if self.hr_band is None else replace(self.hr_band, pixel_scale_arcsec=pixel_scale_arcsec)
+        return UsualKernel(self.others[scale], band)
 
 
 def usual_kernel(network: nn.Module, pairs: Pairs) -> UsualKernel | None:
@@ -66,4 +79,9 @@ def usual_kernel(network: nn.Module, pairs: Pairs) -> UsualKernel | None:
         return None
     psf = pairs.hr_band.psf
     hr_band = replace(pairs.hr_band, psf=psf.mean(0) if psf.ndim == 3 else psf)
-    return UsualKernel(matching_kernels(pairs.hr_band, pairs.lr_band).mean(0), hr_band)
+    kernels = {
+        scale: matching_kernels(pairs.at_scale(scale).hr_band, pairs.lr_band).mean(0)
+        for scale in served_scales(network, pairs.scale)
+        if pairs.scale % scale == 0
+    }
+    return UsualKernel(kernels.pop(pairs.scale), hr_band, kernels)

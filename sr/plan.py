@@ -17,6 +17,7 @@ from simulate.shards import Pairs, file_sha256
 from .adversarial import AdversarialSettings
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint
 from .content import ContentSettings
+from .degradation import served_scales
 from .models import Architecture, build_network, find_architecture, find_submodules, resolve_settings
 from .on_the_fly import OnTheFlySettings
 from .schedule import LargePatchSettings, LoopSettings
@@ -73,6 +74,8 @@ class Plan:
     loop: LoopSettings
     warm_start: Path | None
     trainable: tuple[str, ...] | None
+    scales: tuple[int, ...]
+    """That the network is to serve: the data's, and some that divide it."""
     identity: str
 
 
@@ -97,6 +100,15 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
         network_settings = resolve_settings(model.architecture, model.size, model.settings)
         with torch.device("meta"):  # fails for a scale the network cannot do, without making its weights
             network = build_network(model.architecture, network_settings, train.scale, train.lr.shape[1])
+        scales = served_scales(network, train.scale)
+        if train.scale != max(scales):
+            raise InputError(
+                f"{where}: {name} is to serve x{max(scales)}, the data are of x{train.scale}; simulate x{max(scales)}"
+            )
+        if len(scales) > 1 and "data_consistency" in settings.loss:
+            raise InputError(
+                f"{where}: {name} learns several scales, and the loss data_consistency is of one; leave it out"
+            )
         try:
             find_submodules(network, model.trainable or ())
         except InputError as error:
@@ -128,7 +140,8 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
             more["trainable"] = json.dumps(model.trainable)
         same_result = own.model_copy(update={"log_interval": 1, "checkpoint_interval": 1, "compile": False})
         identity = fingerprint(same_result, data=data_sha256, seed=seed, **more)
-        plans.append(Plan(name, architecture, network_settings, own, model.warm_start, model.trainable, identity))
+        start, trainable = model.warm_start, model.trainable
+        plans.append(Plan(name, architecture, network_settings, own, start, trainable, scales, identity))
     if not plans:
         raise InputError("train.models: expected at least one model, found none")
     return plans

@@ -68,25 +68,6 @@ PREDICTED_HISTORY = (
 )
 
 
-def predicted_sigma_image(
-    model: TrainedModel,
-    image: np.ndarray,
-    noise_sigma: float,
-    device: torch.device,
-    tile_size: int,
-    noise: np.ndarray | None = None,
-) -> np.ndarray:
-    """The 1-sigma error that a network predicts for one image (h,w), in tiles as `super_resolve_image`'s."""
-    whole = np.full_like(image, noise_sigma) if noise is None else noise
-
-    def answer(windows: list[Window]) -> np.ndarray:
-        tiles, sigma = (np.stack([one[None, *window] for window in windows]) for one in (image, whole))
-        return model.predicted_sigma(tiles, sigma, device, usual_noise=noise_sigma)
-
-    with progress_bar("predicted errors", tile_rows(image.shape, tile_size)) as advance:
-        return join_tiles(image.shape, model.config.scale, tile_size, answer, advance)
-
-
 def sigma_image(
     model: TrainedModel,
     image: np.ndarray,
@@ -117,7 +98,7 @@ def sigma_image(
     with progress_bar("posterior draws", draws * tile_rows(image.shape, tile_size)) as advance:
         for draw in range(draws):
             start = np.random.default_rng([seed, draw]).standard_normal(mean.shape, dtype=np.float32)
-            one = join_tiles(image.shape, scale, tile_size, partial(answer, start), advance)
+            one = join_tiles(image.shape, scale, tile_size, partial(answer, start), advance)[0]
             change = one - mean  # Welford 1962, Technometrics 4, 419
             mean += change / (draw + 1)
             squares += change * (one - mean)

@@ -1,11 +1,12 @@
 """The training set as tensors that stay on the device, and random augmented crops of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from simulate.shards import Pairs
 
@@ -64,6 +65,14 @@ class Batch:
     noise: Tensor  # (B,1,c,c)
     rows: Tensor  # (B,) of the samples
     symmetry: Tensor  # (B,) 0 ... 7, as `transform` takes it
+
+    def at_scale(self, scale: int) -> "Batch":
+        """With HR pixels so many times smaller than the LR pixels: means of those that there are, real if all are."""
+        many = self.hr.shape[-1] // (scale * self.lr.shape[-1])
+        if many == 1:
+            return self
+        hr = functional.avg_pool2d(torch.where(self.mask, self.hr, 0.0), many)
+        return replace(self, hr=hr, mask=functional.avg_pool2d(self.mask.to(hr.dtype), many) == 1)
 
 
 def load_samples(

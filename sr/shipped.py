@@ -24,7 +24,8 @@ def describe_shipped(config: ModelConfig) -> str:
     """ "Euclid VIS 0.1", x2" and the validation PSNR: what one chooses a model by."""
     score = validation_psnr_db(config)
     quality = "" if score is None else f", {score:.2f} dB in validation"
-    return f'{config.lr_instrument} {config.lr_pixel_scale_arcsec:g}", x{config.scale}{quality}'
+    scales = " and ".join(f"x{scale}" for scale in config.scales)
+    return f'{config.lr_instrument} {config.lr_pixel_scale_arcsec:g}", {scales}{quality}'
 
 
 def validation_psnr_db(config: ModelConfig) -> float | None:
@@ -60,7 +61,7 @@ def choose_model(found: Observation, where: str, scale: int | None = None) -> Pa
     wanted, agreement = [], {}
     for name, config in shipped.items():
         agreement[name] = agrees(found.telescope, recognise(config.lr_instrument))
-        fits = scale_fits(found.pixel_scale_arcsec, config) and scale in (None, config.scale)
+        fits = scale_fits(found.pixel_scale_arcsec, config) and scale in (None, *config.scales)
         if fits and agreement[name] is not False and config.channels == 1:
             wanted.append(name)
     if not wanted:
@@ -77,7 +78,7 @@ def choose_model(found: Observation, where: str, scale: int | None = None) -> Pa
 
     def rank(name: str) -> tuple[int, float]:
         score = validation_psnr_db(shipped[name])
-        return shipped[name].scale, float("inf") if score is None else -score
+        return min(shipped[name].scales), float("inf") if score is None else -score
 
     return WEIGHTS_FOLDER / min(known or wanted, key=rank)
 

@@ -22,10 +22,10 @@ from .given_psf import with_given_psf
 from .models import find_architecture
 from .observed.fits_images import read_image
 from .observed.noise import MAP_NAMES, noise_map
-from .posterior import PREDICTED_HISTORY, check_draws, predicted_sigma_image, sigma_history, sigma_image
+from .posterior import PREDICTED_HISTORY, check_draws, sigma_history, sigma_image
 from .predicted_variance import predicts_sigma
 from .shipped import choose_model, find_model
-from .tiles import MARGIN, MINIMUM_TILE, super_resolve_image
+from .tiles import MARGIN, MINIMUM_TILE, super_resolve_image, super_resolve_image_and_sigma
 from .trained_model import WEIGHTS_NAME, TrainedModel, load_model
 from .upsampled_header import is_surface_brightness, upsampled_header
 
@@ -80,12 +80,13 @@ def super_resolve_fits(
     found = observe(filled, exposed if exposed.any() else real, noise_sigma, header, description)
     folder = find_model(model_name) if model_name is not None else choose_model(found, where, scale)
     model = load_model(folder, device)
-    if scale not in (None, model.config.scale) or model.config.channels != 1:
+    if scale not in (None, *model.config.scales) or model.config.channels != 1:
         expected, channels = scale or model.config.scale, model.config.channels
         raise InputError(
             f"{folder}: expected a model of 1 channel that enlarges {expected} times (--scale), "
-            f"found {channels} channels and {model.config.scale} times; give another --model"
+            f"found {channels} channels and {' or '.join(map(str, model.config.scales))} times; give another --model"
         )
+    model = model.at_scale(scale or min(model.config.scales))
     if find_architecture(model.config.architecture).whole_images and max(filled.shape) > tile_size:
         raise InputError(
             f"{where}: model {model.name} ({model.config.architecture}) sees one lens in a whole image, expected at "
@@ -105,10 +106,12 @@ def super_resolve_fits(
     if psf is not None:
         model, psf_source = with_given_psf(model, psf, psf_includes_pixel, found.pixel_scale_arcsec, where)
     flux = filled.astype(np.float32)
-    result = super_resolve_image(model, flux, noise_sigma, device, tile_size, self_ensemble, noise)
-    planes = {"PRIMARY": result}
+    planes = {}
     if predicted:
-        planes["SIGMA"] = predicted_sigma_image(model, flux, noise_sigma, device, tile_size, noise)
+        both = super_resolve_image_and_sigma(model, flux, noise_sigma, device, tile_size, noise)
+        planes = dict(zip(("PRIMARY", "SIGMA"), both, strict=True))
+    if not predicted or self_ensemble:
+        planes["PRIMARY"] = super_resolve_image(model, flux, noise_sigma, device, tile_size, self_ensemble, noise)
     if draws:
         planes["SIGMA"] = sigma_image(model, flux, noise_sigma, device, tile_size, draws, noise=noise)
     for plane in planes.values():
@@ -120,7 +123,7 @@ def super_resolve_fits(
         "source": where,
         "target": str(target),
         "input_shape": image.shape,
-        "output_shape": result.shape,
+        "output_shape": planes["PRIMARY"].shape,
         "scale": scale,
         "model": str(folder),
         "noise_sigma": noise_sigma,

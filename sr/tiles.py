@@ -53,23 +53,24 @@ def join_tiles(
     tile_size: int,
     answer: Callable[[list[Window]], np.ndarray],
     advance: Callable[[], None],
+    planes: int = 1,
 ) -> np.ndarray:
-    """Join tiles of at most `tile_size` LR pixels a side to an image (scale*h, scale*w) f4; `shape` is (h,w).
+    """Join tiles of at most `tile_size` LR pixels a side to images (planes,scale*h,scale*w) f4; `shape` is (h,w).
 
     `answer` is called for each row of tiles with their windows in the LR image, all of one shape, and gives the tiles
-    (n,1,scale*rows,scale*columns); then `advance` is.
+    (n,planes,scale*rows,scale*columns); then `advance` is.
     """
     height, width = shape
     tile_height, tile_width = min(tile_size, height), min(tile_size, width)
     rows, columns = tile_starts(height, tile_height), tile_starts(width, tile_width)
     row_weights = tile_weights(height, tile_height, scale)
     column_weights = tile_weights(width, tile_width, scale)
-    result = np.zeros((scale * height, scale * width), np.float32)
+    result = np.zeros((planes, scale * height, scale * width), np.float32)
     for row, row_weight in zip(rows, row_weights, strict=True):
         outputs = answer([(slice(row, row + tile_height), slice(left, left + tile_width)) for left in columns])
-        band = result[scale * row : scale * (row + tile_height)]
-        for left, column_weight, output in zip(columns, column_weights, outputs[:, 0], strict=True):
-            band[:, scale * left : scale * (left + tile_width)] += row_weight[:, None] * column_weight * output
+        band = result[:, scale * row : scale * (row + tile_height)]
+        for left, column_weight, output in zip(columns, column_weights, outputs, strict=True):
+            band[:, :, scale * left : scale * (left + tile_width)] += row_weight[:, None] * column_weight * output
         advance()
     return result
 
@@ -96,4 +97,23 @@ def super_resolve_image(
         return model.super_resolve(tiles, sigma, device, self_ensemble=self_ensemble, usual_noise=noise_sigma)
 
     with progress_bar("super-resolve", tile_rows(image.shape, tile_size)) as advance:
-        return join_tiles(image.shape, model.config.scale, tile_size, answer, advance)
+        return join_tiles(image.shape, model.config.scale, tile_size, answer, advance)[0]
+
+
+def super_resolve_image_and_sigma(
+    model: TrainedModel,
+    image: np.ndarray,
+    noise_sigma: float,
+    device: torch.device,
+    tile_size: int,
+    noise: np.ndarray | None = None,
+) -> np.ndarray:
+    """The answer of `super_resolve_image` and the 1-sigma error that the network predicts: (2,scale*h,scale*w) f4."""
+    whole = np.full_like(image, noise_sigma) if noise is None else noise
+
+    def answer(windows: list[Window]) -> np.ndarray:
+        tiles, sigma = (np.stack([one[None, *window] for window in windows]) for one in (image, whole))
+        return np.concatenate(model.super_resolve_and_sigma(tiles, sigma, device, usual_noise=noise_sigma), 1)
+
+    with progress_bar("super-resolve", tile_rows(image.shape, tile_size)) as advance:
+        return join_tiles(image.shape, model.config.scale, tile_size, answer, advance, planes=2)

@@ -58,6 +58,11 @@ class ModelConfig(Settings):
     scores: dict[str, Any] = Field(default_factory=dict)  # what `save_model` was given
 
     @property
+    def scales(self) -> tuple[int, ...]:
+        """That the network serves (`TrainedModel.at_scale`); `scale` is the one that all else here is of."""
+        return tuple(sorted(self.settings.get("scales", ()) or (self.scale,)))
+
+    @property
     def normalisation(self) -> Normalisation:
         return Normalisation(self.normalisation_factor, self.scale)
 
@@ -76,6 +81,21 @@ class TrainedModel:
     config: ModelConfig
     kernel: UsualKernel | None = None
     """Of a network that knows the degradation."""
+
+    def at_scale(self, scale: int) -> "TrainedModel":
+        """The model for another of the scales that it serves. Raises `InputError` if it is none of them.
+
+        One that was transferred serves the scale of the observed pairs, and those that divide it.
+        """
+        config = self.config
+        if scale == config.scale:
+            return self
+        if self.kernel is None or scale not in self.kernel.others:
+            served = sorted((config.scale, *(self.kernel.others if self.kernel else ())))
+            raise InputError(f"model {self.name}: expected a scale of {' or '.join(map(str, served))}, found {scale}")
+        pixel = config.hr_pixel_scale_arcsec * config.scale / scale
+        config = config.model_copy(update={"scale": scale, "hr_pixel_scale_arcsec": pixel})
+        return TrainedModel(self.name, self.network, config, self.kernel.at_scale(scale, pixel))
 
     def super_resolve(
         self,
@@ -98,7 +118,7 @@ class TrainedModel:
         answer = partial(mean_over_symmetries, network) if self_ensemble else network
         return self._answers(answer, lr, lr_noise, device, batch_size, kernels, usual_noise)
 
-    def predicted_sigma(
+    def super_resolve_and_sigma(
         self,
         lr: np.ndarray,
         lr_noise: np.ndarray,
@@ -106,8 +126,8 @@ class TrainedModel:
         batch_size: int = 16,
         kernels: np.ndarray | None = None,
         usual_noise: float | None = None,
-    ) -> np.ndarray:
-        """The 1-sigma error that the network predicts of `super_resolve`'s pixels: (N,1,H,W) float32 flux per HR pixel.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `super_resolve` gives, and the 1-sigma error that the network predicts of its pixels, of the same shape.
 
         Raises `InputError` if the network predicts none, `ValueError` as `super_resolve`.
         """
@@ -119,13 +139,16 @@ class TrainedModel:
             )
 
         def answer(network_lr: Tensor, *told: Degradation) -> Tensor:
-            return network.mean_and_sigma(network_lr, *told)[1]
+            return torch.cat(network.mean_and_sigma(network_lr, *told), 1)
 
-        return self._answers(answer, lr, lr_noise, device, batch_size, kernels, usual_noise)
+        both = self._answers(answer, lr, lr_noise, device, batch_size, kernels, usual_noise, planes=2)
+        image, sigma = np.split(both, 2, axis=1)
+        return image, sigma
 
     def predicted_sigma_of_pairs(self, pairs: Pairs, device: torch.device, batch_size: int = 16) -> np.ndarray:
-        """`predicted_sigma` of what `super_resolve_pairs` gives."""
-        return self.predicted_sigma(pairs.lr, pairs.lr_noise, device, batch_size, self._kernels_of(pairs))
+        """The error that the network predicts of what `super_resolve_pairs` gives, (N,1,H,W)."""
+        kernels = self._kernels_of(pairs)
+        return self.super_resolve_and_sigma(pairs.lr, pairs.lr_noise, device, batch_size, kernels)[1]
 
     def _answers(
         self,
@@ -136,11 +159,12 @@ class TrainedModel:
         batch_size: int,
         kernels: np.ndarray | None,
         usual_noise: float | None,
+        planes: int = 1,
     ) -> np.ndarray:
-        """`answer` to all images, (B,C,h,w) -> (B,C,H,W) in the network's domain, as flux."""
+        """`answer` to all images, (B,C,h,w) -> (B,planes*C,H,W) in the network's domain, as flux."""
         normalisation, scale = self.config.normalisation, self.config.scale
         height, width = lr.shape[-2:]
-        result = np.empty((len(lr), self.config.channels, height * scale, width * scale), np.float32)
+        result = np.empty((len(lr), planes * self.config.channels, height * scale, width * scale), np.float32)
         knows = knows_degradation(self.network)
         operator = ForwardOperator(self._kernels(kernels), scale).to(device, torch.float32) if knows else None
         for rows, network_lr, noise, amplitude in self._network_inputs(lr, lr_noise, device, batch_size, usual_noise):
@@ -323,6 +347,7 @@ def load_model(folder: Path, device: torch.device) -> TrainedModel:
 
 def _kernel_tensors(kernel: UsualKernel) -> dict[str, Tensor]:
     tensors = {KERNEL_KEY: torch.from_numpy(kernel.kernel)}
+    tensors |= {f"{KERNEL_KEY}_x{scale}": torch.from_numpy(other) for scale, other in kernel.others.items()}
     if kernel.hr_band is not None:
         tensors[HR_PSF_KEY] = torch.from_numpy(np.ascontiguousarray(kernel.hr_band.psf))
         tensors[HR_PSF_STEP_KEY] = torch.tensor(kernel.hr_band.psf_pixel_scale_arcsec, dtype=torch.float64)
@@ -334,8 +359,8 @@ def _read_kernel(tensors: dict[str, Tensor], config: ModelConfig) -> UsualKernel
     kernel, psf, step = (tensors.pop(key, None) for key in (KERNEL_KEY, HR_PSF_KEY, HR_PSF_STEP_KEY))
     if kernel is None:
         return None
-    if psf is None or step is None:
-        return UsualKernel(kernel.numpy(), None)
-    return UsualKernel(
-        kernel.numpy(), Band(config.hr_instrument, config.hr_pixel_scale_arcsec, psf.numpy(), float(step))
-    )
+    band = None
+    if psf is not None and step is not None:
+        band = Band(config.hr_instrument, config.hr_pixel_scale_arcsec, psf.numpy(), float(step))
+    others = {scale: tensors.pop(f"{KERNEL_KEY}_x{scale}", None) for scale in config.scales}
+    return UsualKernel(kernel.numpy(), band, {key: one.numpy() for key, one in others.items() if one is not None})

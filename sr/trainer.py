@@ -7,7 +7,7 @@ was stopped goes on as if it had not been, and the same in all processes (`sr.pr
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .adversarial import Adversary
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
 from .degradation import degradation_of_batch, knows_degradation
 from .losses import NO_CONTEXT, LossContext, build_loss
+from .operators import ForwardOperator
 from .predicted_variance import SIGMA_WEIGHT, predicts_sigma, sigma_loss
 from .processes import agreed, average_gradients, mean_over_processes, process_count, process_rank
 from .samples import Batch, Samples, SampleSource, draw_batch
@@ -61,8 +62,12 @@ class Trainer:
         seed: int,
         adversary: Adversary | None = None,
         context: LossContext = NO_CONTEXT,
+        coarser: Mapping[int, ForwardOperator] | None = None,
     ) -> None:
-        """Raises `InputError` if a loss needs what is not in `context`, or batches do not divide into their parts."""
+        """`coarser` has operators by scale, of scales that divide the samples': the network learns them in turns.
+
+        Raises `InputError` if a loss needs what is not in `context`, or batches do not divide into their parts.
+        """
         self.device = samples.device
         # channels last makes convolutions faster; torch's own type stubs do not know the argument
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -74,6 +79,7 @@ class Trainer:
         self.operator = context.operator if knows_degradation(network) else None
         if knows_degradation(network) and self.operator is None:
             raise InputError("a network that knows the degradation needs the PSFs of both instruments, found none")
+        self.operators = [*([self.operator] if self.operator else []), *(coarser or {}).values()]
         self.parts = settings.accumulate * process_count()
         for batch_size in {settings.batch_at(1)[0], settings.batch_at(settings.total_steps)[0]}:
             if batch_size % self.parts:
@@ -193,8 +199,11 @@ class Trainer:
     def _learn(self, step: int, part: int, batch: Batch, learning_rate: float) -> dict[str, Tensor]:
         """Add the gradients of this part of the batch; returns its losses."""
         fighting = self.adversary if self.adversary and step > self.adversary.warm_start_steps else None
+        operator = self.operators[step % len(self.operators)] if self.operators else None
+        if operator:
+            batch = batch.at_scale(operator.scale)
         own_loss = getattr(self.network, "training_loss", None)  # of networks whose answer is not compared with the HR
-        told = (degradation_of_batch(batch, self.operator),) if self.operator else ()
+        told = (degradation_of_batch(batch, operator),) if operator else ()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if own_loss:
                 self.generator.manual_seed(_seed(self.seed, step, part))

@@ -29,6 +29,7 @@ from .models import build_network, freeze_features, parameter_count
 from .models.srgan import Discriminator
 from .normalisation import Normalisation, fit_normalisation
 from .on_the_fly import open_pools, stored_simulation
+from .operators import forward_operator
 from .plan import INTERPOLATIONS, Plan, TrainSettings, check_folder, finished_model, plan_models
 from .processes import average_gradients, process_rank, wait_for_all
 from .samples import SampleSource, load_samples
@@ -49,7 +50,8 @@ class TrainingData:
     new_samples: Callable[[], SampleSource]
     """Where one training takes its samples from."""
     normalisation: Normalisation
-    data_range: float
+    data_ranges: dict[int, float]
+    """By scale, of all that are asked for."""
     context: LossContext
     sha256: str
 
@@ -86,7 +88,8 @@ def train_run(
     if stage is not None and all(finished.values()):
         return stage
     normalisation = fit_normalisation(train)
-    data_range = data_range_of(train.hr, train.hr_mask)
+    scales = {train.scale, *(scale for plan in plans for scale in plan.scales)}
+    data_ranges = {scale: _data_range(train.at_scale(scale)) for scale in scales}
     sources: AbstractContextManager[Callable[[], SampleSource]]
     if simulation:
         on_the_fly = settings.on_the_fly
@@ -100,7 +103,7 @@ def train_run(
         context = loss_context(settings.loss, train, normalisation, settings.target, device, knows)
         if "content" in settings.loss:
             context = _with_content(context, folder / CONTENT_FOLDER, new_samples(), settings, sha256, seed)
-        data = TrainingData(train, val, new_samples, normalisation, data_range, context, sha256)
+        data = TrainingData(train, val, new_samples, normalisation, data_ranges, context, sha256)
         baselines = {name: validation_scores(interpolation_model(name, val), data, device) for name in INTERPOLATIONS}
         for plan in plans:
             metrics = finished[plan.name]
@@ -108,7 +111,7 @@ def train_run(
                 metrics = train_model(folder / plan.name, plan, data, settings, seed, device, deadline)
             models[plan.name] = {key: value for key, value in metrics.items() if key != "fingerprint"}
     seconds = sum(model["seconds"] for model in models.values())
-    content = {"models": models, "baselines": baselines, "data_range": data_range}
+    content = {"models": models, "baselines": baselines, "data_range": data_ranges[train.scale]}
     return write_metrics(folder, identity, seconds, content) if process_rank() == 0 else content
 
 
@@ -150,7 +153,12 @@ def train_model(
     def validate(candidate: nn.Module) -> dict[str, float]:
         return validation_scores(TrainedModel(plan.name, candidate, config, kernel), data, device)
 
-    trainer = Trainer(network, data.new_samples(), plan.loop, own_seed, adversary, data.context)
+    coarser = {
+        scale: forward_operator(train.at_scale(scale)).to(device, torch.float32)
+        for scale in plan.scales
+        if scale != train.scale
+    }
+    trainer = Trainer(network, data.new_samples(), plan.loop, own_seed, adversary, data.context, coarser)
     unsupervised = plan.architecture.unsupervised
     # the best PSNR of an adversarial training would be that of its warm start; unsupervised, HR images choose nothing
     keep_best = adversary is None and not unsupervised
@@ -165,8 +173,10 @@ def train_model(
     if process_rank() == 0:
         network.requires_grad_(True)
         config = config.model_copy(update={"training": {**training, "devices": result.devices}})
-        scores = validate(network)
-        save_model(TrainedModel(plan.name, network, config, kernel), folder, {"validation": scores})
+        trained = TrainedModel(plan.name, network, config, kernel)
+        by_scale = {f"validation, x{scale}": score_at(trained, data, device, scale) for scale in plan.scales}
+        scores = mean_scores(list(by_scale.values()))
+        save_model(trained, folder, {"validation": scores, **(by_scale if len(by_scale) > 1 else {})})
         curve = [
             {key: row[key] for key in ("step", "loss", "psnr_db", "ssim")} for row in result.rows if "psnr_db" in row
         ]
@@ -222,10 +232,24 @@ def _with_content(
 
 
 def validation_scores(model: TrainedModel, data: TrainingData, device: torch.device) -> dict[str, float]:
-    """Mean PSNR and SSIM over the validation split, with the training split's data range."""
-    prediction = model.super_resolve_pairs(data.val, device)
-    scores = image_scores(prediction, data.val, data.data_range)
+    """Mean PSNR and SSIM over the validation split, and over the scales that the model serves."""
+    return mean_scores([score_at(model, data, device, scale) for scale in model.config.scales])
+
+
+def mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each score."""
+    return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+
+
+def score_at(model: TrainedModel, data: TrainingData, device: torch.device, scale: int) -> dict[str, float]:
+    """Mean PSNR and SSIM over the validation split at one scale, with the training split's data range."""
+    pairs = data.val.at_scale(scale)
+    scores = image_scores(model.at_scale(scale).super_resolve_pairs(pairs, device), pairs, data.data_ranges[scale])
     return {name: float(np.mean(scores[name])) for name in ("psnr_db", "ssim")}
+
+
+def _data_range(pairs: Pairs) -> float:
+    return data_range_of(pairs.hr, pairs.hr_mask)
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:

@@ -70,8 +70,9 @@ def transfer_run(
     """
     folder = run / "transfer"
     pairs = read_pairs(run / "pairs", "observed")
-    pretrained = {name: load_model(run / "train" / name, device) for name in settings.models}
-    check_models(settings, pretrained, pairs)
+    found = {name: load_model(run / "train" / name, device) for name in settings.models}
+    check_models(settings, found, pairs)
+    pretrained = {name: model.at_scale(pairs.scale) for name, model in found.items()}
     sha256 = manifest_sha256(run / "pairs")
     inputs = {
         f"{name}/{file}": file_sha256(run / "train" / name / file)
@@ -132,10 +133,11 @@ def check_models(settings: TransferSettings, pretrained: dict[str, TrainedModel]
     """Raise `InputError` if the models, what of them is to learn, or the crop size do not fit the observed pairs."""
     smallest = min(pairs.lr.shape[-2:])
     for name, model in pretrained.items():
-        if model.config.scale != pairs.scale:
+        if pairs.scale not in model.config.scales:
+            served = " or ".join(map(str, model.config.scales))
             raise InputError(
-                f"model {name!r} enlarges {model.config.scale} times, the observed pairs differ by a factor of "
-                f"{pairs.scale}; make the pairs with scale {model.config.scale}, or train for {pairs.scale}"
+                f"model {name!r} enlarges {served} times, the observed pairs differ by a factor of "
+                f"{pairs.scale}; make the pairs with scale {served}, or train for {pairs.scale}"
             )
         try:
             find_submodules(model.network, settings.trainable)

@@ -20,12 +20,12 @@ from sr.models.d4 import ORDER, act
 from sr.normalisation import fit_normalisation
 from sr.operators import ForwardOperator, matching_kernels
 from sr.plan import ModelSettings, TrainSettings
-from sr.posterior import predicted_sigma_image
 from sr.predicted_variance import independent_draws, predicts_sigma, sigma_loss
 from sr.report_trust import coverage_curves
 from sr.samples import Batch, load_samples
 from sr.schedule import LoopSettings
 from sr.super_resolve import super_resolve_fits
+from sr.tiles import super_resolve_image_and_sigma
 from sr.trained_model import TrainedModel, describe_model, load_model, save_model
 from sr.trainer import Trainer
 from sr.training import train_run
@@ -248,7 +248,7 @@ def test_fits_images_get_a_map_of_it_without_draws(trained: tuple[TrainedModel, 
         assert "SIGMA: 1 sigma error of each pixel as the network predicts it" in " ".join(sigma.header["HISTORY"])
         seen[5, 7] = seen[5, 6]
         usual = float(np.median(rms[np.isfinite(rms)]))
-        expected = model.predicted_sigma(seen[None, None], rms[None, None], CPU, usual_noise=usual)[0, 0]
+        expected = model.super_resolve_and_sigma(seen[None, None], rms[None, None], CPU, usual_noise=usual)[1][0, 0]
         real = np.isfinite(sigma.data)
         near = np.zeros_like(real)
         near[:50, :60] = True  # what the filled pixel may reach
@@ -258,7 +258,7 @@ def test_fits_images_get_a_map_of_it_without_draws(trained: tuple[TrainedModel, 
         assert len(file) == 1
     with pytest.raises(InputError, match="unrolled predicts its error itself, without draws; leave --draws out"):
         run(draws=4)
-    tiled, whole = (predicted_sigma_image(model, image, 0.07, CPU, size, rms) for size in (64, 128))
+    tiled, whole = (super_resolve_image_and_sigma(model, image, 0.07, CPU, size, rms)[1] for size in (64, 128))
     np.testing.assert_allclose(tiled, whole, rtol=0.1)
 
 

@@ -8,6 +8,9 @@ their own for each step as in variational networks (Hammernik et al. 2018, arXiv
 image's own, so that the network has to learn the prior alone, and one serves many PSFs and noise levels. The last step
 is one of A alone: conjugate gradients towards the LR image.
 
+One network may serve several scales with the same weights: features are on the LR grid, and what goes between the grids
+is made for the finest scale, of whose pixels those of another scale are means.
+
 Everything is in units s of what x may be wrong by: a part of the noise in the sky, a part of the light where that is
 bright. All layers commute with the symmetries of the square (`sr.models.d4`), as A does if the PSF is turned too.
 """
@@ -21,6 +24,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
+from simulate.errors import InputError
 from simulate.settings import Settings
 
 from .d4 import GroupConvolution, GroupDownsampling, GroupPReLU, GroupUpsampling
@@ -51,6 +55,8 @@ class UnrolledSettings(Settings):
     """The unit s over the LR surface brightness, where that is bright."""
     predict_sigma: bool = False
     """Predict the 1-sigma error of each HR pixel, too (`sr.predicted_variance`)."""
+    scales: tuple[PositiveInt, ...] = ()
+    """That the network serves, all of them divisors of the largest; none given: that of the data alone."""
 
 
 class DataTerm:
@@ -61,7 +67,11 @@ class DataTerm:
     share of what reaches an LR pixel could come from there, that share of its light counts as noise.
     """
 
-    def __init__(self, lr: Tensor, degradation: Degradation, settings: UnrolledSettings) -> None:
+    def __init__(
+        self, lr: Tensor, degradation: Degradation, settings: UnrolledSettings, finest: int | None = None
+    ) -> None:
+        """The spread is that of pixels of the scale `finest` (None: that of `degradation`), of which others are means:
+        of n pixels, sqrt(n) times less."""
         self.lr, self.degradation = lr.float(), degradation
         scale, noise = degradation.operator.scale, degradation.noise.float()
         count = len(degradation.operator.kernels)
@@ -72,6 +82,7 @@ class DataTerm:
         self.unit = ((settings.unit_of_noise * noise) ** 2 + settings.unit_of_light**2 * power).sqrt()
         self.hr_unit = functional.interpolate(self.unit, scale_factor=scale, mode="bilinear", align_corners=False)
         self.gain = 1 / scale**2  # no eigenvalue of A A^T is larger if the kernels are positive
+        self.share = scale / (finest or scale)
 
     def residual(self, x: Tensor) -> Tensor:
         """LR - A(x): (B,C,h,w)."""
@@ -79,11 +90,11 @@ class DataTerm:
 
     def backproject(self, residual: Tensor, spread: Tensor) -> Tensor:
         """The prior's covariance times the adjoint: what a residual (B,C,h,w), in units of its variance, says of x."""
-        return (spread * self.hr_unit) ** 2 * self.degradation.adjoint(residual)
+        return (self.share * spread * self.hr_unit) ** 2 * self.degradation.adjoint(residual)
 
     def bound(self, spread: Tensor) -> Tensor:
         """A diagonal that bounds the covariance of LR images, where the unit changes little: (B,C,h,w)."""
-        return self.variance + self.gain * (spread * self.unit) ** 2
+        return self.variance + self.gain * (self.share * spread * self.unit) ** 2
 
     def step(self, x: Tensor, spread: Tensor) -> Tensor:
         """One step from x towards the posterior's mean, which does not go beyond it."""
@@ -130,6 +141,18 @@ class PriorStep(nn.Module):
         return features
 
 
+def check_scales(scales: tuple[int, ...], scale: int) -> tuple[int, ...]:
+    """The scales that a network serves, in ascending order: `scales`, of which `scale` is one, or `scale` alone.
+
+    Raises `InputError` if it is none of them, or if they do not divide the largest.
+    """
+    found = tuple(sorted(set(scales or (scale,))))
+    if scale not in found or found[0] < 2 or any(found[-1] % one for one in found):
+        listed = ", ".join(map(str, found))
+        raise InputError(f"scales: expected {scale} and others from 2 on that divide the largest, found {listed}")
+    return found
+
+
 def _block(fields: int) -> nn.Sequential:
     last = GroupConvolution(fields, fields, 3)
     with torch.no_grad():
@@ -143,22 +166,25 @@ class Unrolled(nn.Module):
     knows_degradation = True
 
     def __init__(self, settings: UnrolledSettings, scale: int, channels: int) -> None:
+        """Raises `InputError` if `scale` is not one of those in `settings`, or these do not divide the largest."""
         super().__init__()
         self.settings = settings
-        self.bicubic = Interpolation("bicubic", scale)
-        self.prior = nn.ModuleList(PriorStep(settings, scale, channels) for _ in range(settings.steps))
+        self.scales = check_scales(settings.scales, scale)
+        self.finest = max(self.scales)
+        self.prior = nn.ModuleList(PriorStep(settings, self.finest, channels) for _ in range(settings.steps))
         self.log_spread = nn.Parameter(torch.zeros(settings.steps + 1))
-        self.upsampling = nn.ModuleList(
-            nn.Sequential(GroupPReLU(settings.fields), GroupUpsampling(settings.fields, channels, scale))
-            for _ in range(settings.steps)
-        )
+        self.upsampling = nn.ModuleList(self._upsampling(channels) for _ in range(settings.steps))
         self.predicts_sigma = settings.predict_sigma
         if settings.predict_sigma:  # last, so that all else starts as it does without
             self.error = _block(settings.fields)
-            self.sigma = nn.Sequential(GroupPReLU(settings.fields), GroupUpsampling(settings.fields, channels, scale))
+            self.sigma = self._upsampling(channels)
+
+    def _upsampling(self, channels: int) -> nn.Sequential:
+        fields = self.settings.fields
+        return nn.Sequential(GroupPReLU(fields), GroupUpsampling(fields, channels, self.finest))
 
     def forward(self, lr: Tensor, degradation: Degradation) -> Tensor:
-        """(B,C,h,w) -> (B,C,scale*h,scale*w) float32."""
+        """(B,C,h,w) -> (B,C,scale*h,scale*w) float32, the scale being that of `degradation`."""
         return self._answer(lr, degradation)[0]
 
     def mean_and_sigma(self, lr: Tensor, degradation: Degradation) -> tuple[Tensor, Tensor]:
@@ -169,18 +195,19 @@ class Unrolled(nn.Module):
         image, memory, unit = self._answer(lr, degradation)
         features = memory.detach()
         sigma = functional.softplus(self.sigma(features + self.error(features)).float())
+        sigma = functional.avg_pool2d(sigma, self.finest // degradation.operator.scale)
         return image, unit * (LEAST_SIGMA + sigma)
 
     def _answer(self, lr: Tensor, degradation: Degradation) -> tuple[Tensor, Tensor, Tensor]:
         """The image, the memory after the last step, and the unit of HR images."""
-        data = DataTerm(lr, degradation, self.settings)
-        x, spreads = self.bicubic(data.lr), self.log_spread.exp()
+        data, scale = DataTerm(lr, degradation, self.settings, self.finest), degradation.operator.scale
+        x, spreads, finer = Interpolation("bicubic", scale)(data.lr), self.log_spread.exp(), self.finest // scale
         contrast = torch.cat([data.lr / data.unit, (data.unit / degradation.noise.float()).log()], dim=1)
         memory: Tensor | None = None
         for prior, correction, spread in zip(self.prior, self.upsampling, spreads[:-1], strict=True):
             x = data.step(x, spread)
             seen = torch.cat([data.residual(x) / data.variance.sqrt(), contrast], dim=1)
-            memory = prior(x / data.hr_unit, seen, memory)
-            x = x + data.hr_unit * correction(memory).float()
+            memory = prior(functional.interpolate(x / data.hr_unit, scale_factor=finer), seen, memory)
+            x = x + data.hr_unit * functional.avg_pool2d(correction(memory).float(), finer)
         assert memory is not None  # there is at least one step
         return data.solve(x, spreads[-1], self.settings.iterations), memory, data.hr_unit
