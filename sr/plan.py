@@ -44,6 +44,8 @@ class ModelSettings(Settings):
     """Folder of a trained model of this architecture, of any scale, to start from."""
     trainable: tuple[str, ...] | None = Field(None, min_length=1)
     """Submodules that learn while all others are frozen; None: all."""
+    encoder: str | None = None
+    """Name of the run's `lens_encoder` that an `unrolled_lens` starts from, listed before it or trained already."""
 
     @property
     def folder_name(self) -> str:
@@ -76,6 +78,7 @@ class Plan:
     trainable: tuple[str, ...] | None
     scales: tuple[int, ...]
     """That the network is to serve: the data's, and some that divide it."""
+    encoder: str | None
     identity: str
 
 
@@ -115,8 +118,8 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
             raise InputError(f"{where}.trainable: {error}") from None
         overrides = {"steps": model.steps, "learning_rate": model.learning_rate, "large_patch": model.large_patch}
         own = loop.model_copy(update={key: value for key, value in overrides.items() if value is not None})
-        if architecture.whole_images:
-            own = own.model_copy(update={"crop_size": None})
+        own = own.model_copy(update={"crop_size": architecture.crop_size(own.crop_size)})
+        _check_encoder(where, model, settings)
         _check_crops(where, own, train, val)
         if architecture.adversarial and (own.large_patch or own.accumulate > 1):
             raise InputError(
@@ -138,13 +141,37 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
             more["warm_start"] = file_sha256(model.warm_start / WEIGHTS_NAME)
         if model.trainable:
             more["trainable"] = json.dumps(model.trainable)
+        if model.encoder:
+            more["encoder"] = model.encoder
         same_result = own.model_copy(update={"log_interval": 1, "checkpoint_interval": 1, "compile": False})
         identity = fingerprint(same_result, data=data_sha256, seed=seed, **more)
         start, trainable = model.warm_start, model.trainable
-        plans.append(Plan(name, architecture, network_settings, own, start, trainable, scales, identity))
+        plan = Plan(name, architecture, network_settings, own, start, trainable, scales, model.encoder, identity)
+        plans.append(plan)
     if not plans:
         raise InputError("train.models: expected at least one model, found none")
     return plans
+
+
+def _check_encoder(where: str, model: ModelSettings, settings: TrainSettings) -> None:
+    needed = find_architecture(model.architecture).guesses_from_whole_images
+    if needed and not model.encoder:
+        raise InputError(f"{where}.encoder: expected the name of a model of architecture lens_encoder, found none")
+    if model.encoder and not needed:
+        raise InputError(f"{where}.encoder: {model.architecture} starts from no lens; leave it out")
+    if needed and settings.data == "on-the-fly":
+        raise InputError(f"{where}: {model.folder_name} needs data: stored, to fit lenses to once")
+
+
+def check_encoders(plans: list[Plan], folder: Path) -> None:
+    """Raise `InputError` if an encoder that a plan needs is neither trained in `folder` nor planned before it."""
+    for number, plan in enumerate(plans):
+        before = [one.name for one in plans[:number] if one.architecture.name == "lens_encoder"]
+        if plan.encoder and plan.encoder not in before and not (folder / plan.encoder / CONFIG_NAME).is_file():
+            raise InputError(
+                f"train.models: {plan.name} starts from the lens_encoder {plan.encoder!r}, which is not in {folder}; "
+                "list it before, or train it first"
+            )
 
 
 def _check_crops(where: str, loop: LoopSettings, train: Pairs, val: Pairs) -> None:

@@ -35,6 +35,7 @@ class Samples:
     mask: Tensor  # (N,1,H,W) bool, True where the HR pixel is real
     noise: Tensor  # (N,1,h,w) 1-sigma noise of lr
     index: Tensor  # (N,) the samples' index in the data set, on the CPU
+    first_guess: Tensor | None = None  # (N,1,H,W) where a network starts from what it makes of whole images
 
     def __len__(self) -> int:
         return len(self.lr)
@@ -65,6 +66,7 @@ class Batch:
     noise: Tensor  # (B,1,c,c)
     rows: Tensor  # (B,) of the samples
     symmetry: Tensor  # (B,) 0 ... 7, as `transform` takes it
+    first_guess: Tensor | None = None  # (B,1,scale*c,scale*c)
 
     def at_scale(self, scale: int) -> "Batch":
         """With HR pixels so many times smaller than the LR pixels: means of those that there are, real if all are."""
@@ -132,6 +134,7 @@ def draw_batch(
         noise=torch.take(samples.noise, lr_places),
         rows=rows,
         symmetry=symmetry,
+        first_guess=None if samples.first_guess is None else torch.take(samples.first_guess, hr_places),
     )
 
 

@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from simulate.errors import InputError
 
 from .adversarial import Adversary
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
-from .degradation import degradation_of_batch, knows_degradation
+from .degradation import Degradation, degradation_of_batch, knows_degradation
 from .losses import NO_CONTEXT, LossContext, build_loss
 from .operators import ForwardOperator
 from .predicted_variance import SIGMA_WEIGHT, predicts_sigma, sigma_loss
@@ -29,6 +29,9 @@ from .processes import agreed, average_gradients, mean_over_processes, process_c
 from .samples import Batch, Samples, SampleSource, draw_batch
 from .schedule import LoopSettings, averaging_decay, scheduled_learning_rate
 from .training_log import TrainingLog
+
+GUESSED_AT_ONCE = 16
+"""Images."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -133,6 +136,8 @@ class Trainer:
         self.network.train()
         try:
             self.samples.start(done + 1, lambda told: advance(0, told))
+            if getattr(self.network, "guesses_from_whole_images", False):
+                self.samples = self._with_first_guesses(self.samples.at(done + 1), lambda told: advance(0, told))
             for step in range(done + 1, settings.total_steps + 1):
                 self._step(step)
                 advance(1, note)
@@ -164,6 +169,17 @@ class Trainer:
 
     def _due(self, step: int, interval: int) -> bool:
         return step % interval == 0 or step == self.settings.total_steps
+
+    def _with_first_guesses(self, samples: Samples, tell: Callable[[str], None]) -> Samples:
+        """`samples`, with what the network starts from made of them once: crops are then crops of that, too."""
+        assert self.operator is not None
+        guesses = torch.empty_like(samples.hr)
+        for first in range(0, len(samples), GUESSED_AT_ONCE):
+            tell(f"first guesses, {first} of {len(samples)}")
+            rows = slice(first, first + GUESSED_AT_ONCE)
+            degradation = Degradation(samples.noise[rows], self.operator.select(rows))
+            guesses[rows] = self.average.guess(samples.lr[rows], degradation)
+        return replace(samples, first_guess=guesses)
 
     def _step(self, step: int) -> None:
         """One optimisation step."""
@@ -204,6 +220,8 @@ class Trainer:
             batch = batch.at_scale(operator.scale)
         own_loss = getattr(self.network, "training_loss", None)  # of networks whose answer is not compared with the HR
         told = (degradation_of_batch(batch, operator),) if operator else ()
+        if batch.first_guess is not None:
+            told = (*told, batch.first_guess)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if own_loss:
                 self.generator.manual_seed(_seed(self.seed, step, part))

@@ -44,7 +44,7 @@ class TransferSettings(Settings):
 
     def crop_size_of(self, architecture: str) -> int | None:
         """`crop_size`, but None for networks that make no sense of a part of an image, as when they were trained."""
-        return None if find_architecture(architecture).whole_images else self.crop_size
+        return find_architecture(architecture).crop_size(self.crop_size)
 
     @property
     def pretrained_steps(self) -> int:

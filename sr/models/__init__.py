@@ -29,8 +29,10 @@ from .srgan import SrganSettings
 from .srresnet import Srresnet, SrresnetSettings
 from .swinir import Swinir, SwinirSettings
 from .unrolled import Unrolled, UnrolledSettings
+from .unrolled_lens import UnrolledLens, UnrolledLensSettings
 
 SCALES = (2, 3, 4, 8)
+SMALL_ENCODER = LensEncoderSettings(features=32, hidden=256)
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,17 @@ class Architecture:
 
     @property
     def whole_images(self) -> bool:
-        """Whether it makes no sense of a part of an image, and so is trained on whole ones whatever the crops are."""
+        """Whether it makes no sense of a part of an image."""
         return getattr(self.build, "whole_images", False)
+
+    @property
+    def guesses_from_whole_images(self) -> bool:
+        """Whether what it makes of whole images can be cropped (`Unrolled.guess`), so that it learns from crops."""
+        return getattr(self.build, "guesses_from_whole_images", False)
+
+    def crop_size(self, asked: int | None) -> int | None:
+        """Of its training, if `asked` for crops of that size: None, whole images, if it could not learn from crops."""
+        return None if self.whole_images and not self.guesses_from_whole_images else asked
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -200,8 +211,19 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="lens_encoder",
             paper="ours, unsupervised, after Aragon-Calvo & Carvajal 2020, arXiv:1907.03957",
             settings=LensEncoderSettings,
-            sizes={"full": LensEncoderSettings(), "small": LensEncoderSettings(features=32, hidden=256)},
+            sizes={"full": LensEncoderSettings(), "small": SMALL_ENCODER},
             build=LensEncoder,
+        ),
+        Architecture(
+            name="unrolled_lens",
+            paper="ours: the answer of lens_encoder, corrected by unrolled",
+            settings=UnrolledLensSettings,
+            sizes={
+                "full": UnrolledLensSettings(),
+                "medium": UnrolledLensSettings(blocks=3, fields=6, encoder=SMALL_ENCODER),
+                "small": UnrolledLensSettings(steps=5, blocks=2, fields=4, encoder=SMALL_ENCODER),
+            },
+            build=UnrolledLens,
         ),
     )
 }

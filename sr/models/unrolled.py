@@ -183,25 +183,35 @@ class Unrolled(nn.Module):
         fields = self.settings.fields
         return nn.Sequential(GroupPReLU(fields), GroupUpsampling(fields, channels, self.finest))
 
-    def forward(self, lr: Tensor, degradation: Degradation) -> Tensor:
-        """(B,C,h,w) -> (B,C,scale*h,scale*w) float32, the scale being that of `degradation`."""
-        return self._answer(lr, degradation)[0]
+    def forward(self, lr: Tensor, degradation: Degradation, first_guess: Tensor | None = None) -> Tensor:
+        """(B,C,h,w) -> (B,C,scale*h,scale*w) float32, the scale being that of `degradation`; from `first_guess`, or
+        None: that of `guess`."""
+        return self._answer(lr, degradation, first_guess)[0]
 
-    def mean_and_sigma(self, lr: Tensor, degradation: Degradation) -> tuple[Tensor, Tensor]:
+    def guess(self, lr: Tensor, degradation: Degradation) -> Tensor:
+        """(B,C,scale*h,scale*w) float32: what the steps start from."""
+        return Interpolation("bicubic", degradation.operator.scale)(lr)
+
+    def mean_and_sigma(
+        self, lr: Tensor, degradation: Degradation, first_guess: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What `forward` gives, and the 1-sigma error of its pixels, of the same shape; with `predict_sigma` only.
 
         The features do not learn from the error: the image is the same with and without it.
         """
-        image, memory, unit = self._answer(lr, degradation)
+        image, memory, unit = self._answer(lr, degradation, first_guess)
         features = memory.detach()
         sigma = functional.softplus(self.sigma(features + self.error(features)).float())
         sigma = functional.avg_pool2d(sigma, self.finest // degradation.operator.scale)
         return image, unit * (LEAST_SIGMA + sigma)
 
-    def _answer(self, lr: Tensor, degradation: Degradation) -> tuple[Tensor, Tensor, Tensor]:
+    def _answer(
+        self, lr: Tensor, degradation: Degradation, first_guess: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The image, the memory after the last step, and the unit of HR images."""
         data, scale = DataTerm(lr, degradation, self.settings, self.finest), degradation.operator.scale
-        x, spreads, finer = Interpolation("bicubic", scale)(data.lr), self.log_spread.exp(), self.finest // scale
+        x = self.guess(data.lr, degradation) if first_guess is None else first_guess
+        spreads, finer = self.log_spread.exp(), self.finest // scale
         contrast = torch.cat([data.lr / data.unit, (data.unit / degradation.noise.float()).log()], dim=1)
         memory: Tensor | None = None
         for prior, correction, spread in zip(self.prior, self.upsampling, spreads[:-1], strict=True):
