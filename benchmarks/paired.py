@@ -16,8 +16,8 @@ import torch
 from simulate.shards import read_pairs
 from sr.bootstrap import bootstrap_along
 from sr.metrics import data_range_of, fidelity_scores, image_scores
+from sr.model_folder import load_model
 from sr.signal_to_noise import signal_to_noise_groups
-from sr.trained_model import load_model
 
 CPU = torch.device("cpu")
 HELD = 0.05

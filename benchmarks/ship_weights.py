@@ -20,8 +20,9 @@ from simulate.errors import InputError
 from simulate.shards import Pairs, manifest_sha256, read_pairs
 from sr.config import find_device
 from sr.metrics import data_range_of, image_scores, summarise
+from sr.model_folder import load_model, save_model
 from sr.shipped import WEIGHTS_FOLDER
-from sr.trained_model import TrainedModel, interpolation_model, load_model, save_model
+from sr.trained_model import TrainedModel, interpolation_model
 
 MAXIMUM_BYTES = 8 * 2**20
 """Of a model's files together."""

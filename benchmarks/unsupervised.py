@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from simulate.shards import Pairs, read_pairs
 from sr.degradation import Degradation
 from sr.metrics import data_range_of, image_scores
+from sr.model_folder import load_model
 from sr.models import ARCHITECTURES
 from sr.models.interpolation import Interpolation
 from sr.models.lens_encoder import DATA_TERM, DataTerm, LensEncoder, LensEncoderSettings, excess_spread
 from sr.operators import forward_operator
 from sr.signal_to_noise import signal_to_noise_groups
-from sr.trained_model import TrainedModel, interpolation_model, load_model
+from sr.trained_model import TrainedModel, interpolation_model
 
 CPU = torch.device("cpu")
 DOES_NOT_FIT = 1.15

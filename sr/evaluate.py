@@ -19,12 +19,13 @@ from .einstein_radius import EinsteinRadiusFits, fits_of_first_scenes
 from .evaluation_examples import EXAMPLES_NAME, write_examples
 from .evaluation_methods import Method, evaluation_methods
 from .metrics import data_range_of, fidelity_scores, image_scores, summarise
+from .model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model
 from .models import ARCHITECTURES
 from .oracle.ceiling import CeilingSettings
 from .signal_to_noise import signal_to_noise_groups
 from .spectral_metrics import summarise_spectra
 from .stages import METRICS_NAME, fingerprint, finished_metrics, write_metrics
-from .trained_model import CONFIG_NAME, WEIGHTS_NAME, TrainedModel, load_model
+from .trained_model import TrainedModel
 from .trust import Trust, UncertaintySettings
 from .truth_parts import TruthParts, truth_parts_or_reason
 

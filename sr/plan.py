@@ -18,11 +18,11 @@ from .adversarial import AdversarialSettings
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint
 from .content import ContentSettings
 from .degradation import served_scales
+from .model_folder import CONFIG_NAME, WEIGHTS_NAME
 from .models import Architecture, build_network, find_architecture, find_submodules, resolve_settings
 from .on_the_fly import OnTheFlySettings
 from .schedule import LargePatchSettings, LoopSettings
 from .stages import METRICS_NAME, fingerprint, finished_metrics, read_metrics
-from .trained_model import CONFIG_NAME, WEIGHTS_NAME
 from .warm_start import check_same_kind
 
 INTERPOLATIONS = ("bilinear", "bicubic")

@@ -17,12 +17,12 @@ from markupsafe import Markup
 from simulate.provenance import git_revision, package_versions
 from simulate.shards import MANIFEST_NAME, file_sha256, read_manifest, read_shard, write_text
 
+from .model_folder import WEIGHTS_NAME
 from .report_ceiling import efficiency_by_parameters
 from .report_figures import auc_intervals, confusion_matrices, roc_curves, spectra_by_scale, training_curves
 from .report_images import data_strip, example_pictures, transfer_pictures
 from .report_trust import coverage_curves
 from .stages import METRICS_NAME, read_metrics
-from .trained_model import WEIGHTS_NAME
 from .verdict import image_verdict, transfer_verdict, with_interval
 
 REPORT_NAME = "report.html"

@@ -6,8 +6,9 @@ from typing import Any
 from simulate.errors import InputError
 
 from .domain import Observation, scale_fits
+from .model_folder import CONFIG_NAME, read_config
 from .telescopes import agrees, recognise
-from .trained_model import CONFIG_NAME, ModelConfig, read_config
+from .trained_model import ModelConfig
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 """One model folder each, named as the model."""

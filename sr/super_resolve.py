@@ -19,6 +19,7 @@ from simulate.shards import file_sha256, write_atomically
 from .degradation import knows_degradation
 from .domain import objections, observe, remarks
 from .given_psf import with_given_psf
+from .model_folder import WEIGHTS_NAME, load_model
 from .models import find_architecture
 from .observed.fits_images import read_image
 from .observed.noise import MAP_NAMES, noise_map
@@ -26,7 +27,7 @@ from .posterior import PREDICTED_HISTORY, check_draws, sigma_history, sigma_imag
 from .predicted_variance import predicts_sigma
 from .shipped import choose_model, find_model
 from .tiles import MARGIN, MINIMUM_TILE, super_resolve_image, super_resolve_image_and_sigma
-from .trained_model import WEIGHTS_NAME, TrainedModel, load_model
+from .trained_model import TrainedModel
 from .upsampled_header import is_surface_brightness, upsampled_header
 
 

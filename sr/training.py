@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from simulate.errors import InputError
 from simulate.progress import progress_bar
 from simulate.settings import Settings
-from simulate.shards import Pairs, file_sha256, manifest_sha256, read_pairs
+from simulate.shards import Pairs, manifest_sha256, read_pairs
 
 from .adversarial import AdversarialSettings, Adversary
 from .checkpoint import CHECKPOINT_NAME
@@ -26,10 +25,9 @@ from .degradation import usual_kernel
 from .domain import seen_range
 from .losses import LossContext, loss_context
 from .metrics import data_range_of, image_scores
+from .model_folder import save_model
 from .models import build_network, freeze_features, parameter_count
-from .models.lens_encoder import LensEncoder
 from .models.srgan import Discriminator
-from .models.unrolled_lens import UnrolledLens
 from .normalisation import Normalisation, fit_normalisation
 from .on_the_fly import open_pools, stored_simulation
 from .operators import forward_operator
@@ -37,16 +35,9 @@ from .plan import INTERPOLATIONS, Plan, TrainSettings, check_encoders, check_fol
 from .processes import average_gradients, process_rank, wait_for_all
 from .samples import SampleSource, load_samples
 from .stages import fingerprint, finished_metrics, read_metrics, write_metrics
-from .trained_model import (
-    WEIGHTS_NAME,
-    TrainedModel,
-    describe_model,
-    interpolation_model,
-    load_model,
-    save_model,
-)
+from .trained_model import TrainedModel, describe_model, interpolation_model
 from .trainer import OutOfTimeError, Trainer
-from .warm_start import warm_start
+from .warm_start import load_encoder, warm_start
 
 CONTENT_FOLDER = ".content"  # no name of a model's folder begins with a dot
 
@@ -206,25 +197,6 @@ def train_model(
         (folder / CHECKPOINT_NAME).unlink()
     wait_for_all()
     return read_metrics(folder)
-
-
-def load_encoder(network: nn.Module, folder: Path) -> dict[str, str]:
-    """Give an `UnrolledLens` the trained encoder in `folder`; returns what the card says of it.
-
-    Raises `InputError` if the folder holds another kind of model, or one of other settings or scale.
-    """
-    assert isinstance(network, UnrolledLens)
-    trained, expected = load_model(folder, torch.device("cpu")), network.encoder
-    if not isinstance(trained.network, LensEncoder) or (trained.network.settings, trained.network.scale) != (
-        expected.settings,
-        expected.scale,
-    ):
-        raise InputError(
-            f"{folder}: expected a lens_encoder, x{expected.scale}, of the settings {expected.settings}; "
-            f"found {trained.config.architecture}, x{trained.config.scale}, {trained.config.settings}"
-        )
-    expected.load_state_dict(trained.network.state_dict())
-    return {"model": trained.name, "sha256": file_sha256(folder / WEIGHTS_NAME)}
 
 
 def describe_training(plan: Plan, settings: TrainSettings, stored_count: int, seed: int) -> dict[str, Any]:

@@ -28,18 +28,11 @@ from .cross_validation import assign_folds, load_fold, save_fold
 from .degradation import usual_kernel
 from .domain import seen_range
 from .metrics import data_range_of
+from .model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model, save_model
 from .models import find_submodules, parameter_count
 from .plan import INTERPOLATIONS
 from .stages import METRICS_NAME, fingerprint, finished_metrics, write_metrics
-from .trained_model import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    TrainedModel,
-    describe_model,
-    interpolation_model,
-    load_model,
-    save_model,
-)
+from .trained_model import TrainedModel, describe_model, interpolation_model
 from .training import derive_seed
 from .transfer_results import BASELINE, EXAMPLES_NAME, Key, tabulate, write_examples
 from .transfer_variants import TransferSettings, VariantTrainer

@@ -17,9 +17,11 @@ from simulate.errors import InputError
 from simulate.settings import Settings
 from simulate.shards import file_sha256
 
+from .model_folder import WEIGHTS_NAME, load_model, read_config
 from .models import ARCHITECTURES, find_architecture
 from .models.d4 import GroupUpsampling
-from .trained_model import WEIGHTS_NAME, load_model, read_config
+from .models.lens_encoder import LensEncoder
+from .models.unrolled_lens import UnrolledLens
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,25 @@ def check_same_kind(folder: Path, architecture: str, settings: Settings) -> None
     ]
     if differences:
         raise InputError(f"warm_start: {folder}: its settings differ: expected {'; '.join(differences)}")
+
+
+def load_encoder(network: nn.Module, folder: Path) -> dict[str, str]:
+    """Give an `UnrolledLens` the trained encoder in `folder`; returns what the card says of it.
+
+    Raises `InputError` if the folder holds another kind of model, or one of other settings or scale.
+    """
+    assert isinstance(network, UnrolledLens)
+    trained, expected = load_model(folder, torch.device("cpu")), network.encoder
+    if not isinstance(trained.network, LensEncoder) or (trained.network.settings, trained.network.scale) != (
+        expected.settings,
+        expected.scale,
+    ):
+        raise InputError(
+            f"{folder}: expected a lens_encoder, x{expected.scale}, of the settings {expected.settings}; "
+            f"found {trained.config.architecture}, x{trained.config.scale}, {trained.config.settings}"
+        )
+    expected.load_state_dict(trained.network.state_dict())
+    return {"model": trained.name, "sha256": file_sha256(folder / WEIGHTS_NAME)}
 
 
 def _origins(old: nn.Module, new: nn.Module) -> dict[str, str | None]:

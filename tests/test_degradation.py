@@ -14,6 +14,7 @@ from simulate.errors import InputError
 from simulate.shards import Band, Pairs
 from sr.degradation import Degradation, UsualKernel, degradation_of_batch, knows_degradation, usual_kernel
 from sr.losses import LossContext, loss_context
+from sr.model_folder import WEIGHTS_NAME, load_model, save_model
 from sr.models import build_network, resolve_settings
 from sr.models.d4 import ORDER, act
 from sr.normalisation import Normalisation
@@ -21,7 +22,7 @@ from sr.operators import ForwardOperator, forward_operator, matching_kernels
 from sr.samples import Batch, draw_batch, load_samples, transform
 from sr.schedule import LoopSettings
 from sr.self_ensemble import mean_over_symmetries
-from sr.trained_model import WEIGHTS_NAME, TrainedModel, describe_model, load_model, save_model
+from sr.trained_model import TrainedModel, describe_model
 from sr.trainer import Trainer
 
 from .conftest import blob_pairs, gaussian_kernel

@@ -16,9 +16,10 @@ from sr.classical import BLUR_SIGMAS_LR_PIXELS, blur_control, tune, wiener
 from sr.evaluate import EvaluateSettings, evaluate_run, finished_models
 from sr.evaluation_examples import choose_examples
 from sr.metrics import MEDIAN_SCORES, data_range_of, fidelity_scores
+from sr.model_folder import save_model
 from sr.models import build_network, parameter_count, resolve_settings
 from sr.normalisation import Normalisation
-from sr.trained_model import TrainedModel, describe_model, interpolation_model, save_model
+from sr.trained_model import TrainedModel, describe_model, interpolation_model
 
 from .conftest import blob_pairs, gaussian_kernel, write_dataset
 

@@ -18,6 +18,7 @@ from simulate.profiles.macro import epl_deflection
 from simulate.shards import read_pairs
 from sr.checkpoint import CHECKPOINT_NAME
 from sr.degradation import Degradation
+from sr.model_folder import WEIGHTS_NAME
 from sr.models.d4 import ORDER, act
 from sr.models.lens_encoder import LensEncoder, LensEncoderSettings, brightness, excess_spread, turn
 from sr.models.lens_renderer import PARAMETERS, SERIES_TERMS, LensRenderer, lens_priors
@@ -27,7 +28,6 @@ from sr.oracle.parameters import prior_number
 from sr.plan import ModelSettings, TrainSettings, plan_models
 from sr.samples import Batch
 from sr.stages import read_metrics
-from sr.trained_model import WEIGHTS_NAME
 from sr.training import initial_network, train_run
 
 from .conftest import blob_pairs, gaussian_kernel, write_dataset

@@ -16,6 +16,7 @@ from simulate.shards import Pairs
 from sr.coverage import coverage_scores
 from sr.degradation import Degradation, knows_degradation, usual_kernel
 from sr.losses import loss_context
+from sr.model_folder import load_model, save_model
 from sr.models.d4 import ORDER, act
 from sr.normalisation import fit_normalisation
 from sr.operators import ForwardOperator, matching_kernels
@@ -26,7 +27,7 @@ from sr.samples import Batch, load_samples
 from sr.schedule import LoopSettings
 from sr.super_resolve import super_resolve_fits
 from sr.tiles import super_resolve_image_and_sigma
-from sr.trained_model import TrainedModel, describe_model, load_model, save_model
+from sr.trained_model import TrainedModel, describe_model
 from sr.trainer import Trainer
 from sr.training import train_run
 from sr.training_log import read_log

@@ -13,11 +13,11 @@ from benchmarks.unsupervised import PARTS, main, methods, score
 from simulate.shards import read_pairs
 from sr.degradation import Degradation
 from sr.metrics import data_range_of
+from sr.model_folder import load_model
 from sr.models.lens_encoder import DATA_TERM, DataTerm
 from sr.normalisation import as_tensor
 from sr.operators import forward_operator
 from sr.plan import TrainSettings
-from sr.trained_model import load_model
 from sr.training import train_run
 
 CPU = torch.device("cpu")

@@ -22,6 +22,7 @@ from simulate.torch_engine.render import render_batch
 from sr.degradation import Degradation
 from sr.losses import loss_context
 from sr.metrics import data_range_of, image_scores
+from sr.model_folder import load_model
 from sr.models.unrolled import DataTerm, UnrolledSettings, check_scales
 from sr.normalisation import fit_normalisation
 from sr.operators import ForwardOperator, forward_operator, matching_kernels
@@ -29,7 +30,7 @@ from sr.plan import ModelSettings, TrainSettings, plan_models
 from sr.samples import draw_batch, load_samples
 from sr.schedule import LoopSettings
 from sr.super_resolve import super_resolve_fits
-from sr.trained_model import TrainedModel, load_model
+from sr.trained_model import TrainedModel
 from sr.trainer import Trainer
 from sr.training import train_run
 from sr.transfer import transfer_run

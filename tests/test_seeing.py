@@ -24,10 +24,10 @@ from simulate.torch_engine.blocks import render_block
 from sr.degradation import knows_degradation
 from sr.evaluate import EvaluateSettings, evaluate_run
 from sr.metrics import data_range_of
+from sr.model_folder import load_model
 from sr.operators import forward_operator, matching_kernels
 from sr.oracle.ceiling import CeilingSettings, measure_ceiling
 from sr.plan import TrainSettings
-from sr.trained_model import load_model
 from sr.training import train_run
 from sr.truth_parts import render_truth_parts
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from simulate.shards import manifest_sha256, read_pairs, write_json
 from sr.evaluate import EvaluateSettings, evaluate_run
 from sr.metrics import data_range_of
+from sr.model_folder import save_model
 from sr.samples import transform
 from sr.self_ensemble import mean_over_symmetries
 from sr.tiles import super_resolve_image
-from sr.trained_model import interpolation_model, save_model
+from sr.trained_model import interpolation_model
 
 from .conftest import blob_pairs, write_dataset
 from .test_trained_model import tiny_model

@@ -13,10 +13,11 @@ from simulate.errors import InputError
 from simulate.instruments import config_folder, load_instrument
 from sr.doctor import examine
 from sr.domain import Observation
+from sr.model_folder import load_model, save_model
 from sr.shipped import choose_model, find_model, shipped_models, validation_psnr_db
 from sr.super_resolve import super_resolve_fits
 from sr.telescopes import agrees, recognise, telescope_of
-from sr.trained_model import interpolation_model, load_model, save_model
+from sr.trained_model import interpolation_model
 
 from .conftest import blob_pairs
 

@@ -20,6 +20,7 @@ from simulate.errors import InputError
 from simulate.shards import Band, file_sha256
 from sr.degradation import UsualKernel, usual_kernel
 from sr.domain import SeenRange
+from sr.model_folder import save_model
 from sr.models import build_network, resolve_settings
 from sr.models.flow import FlowSettings
 from sr.models.unrolled import UnrolledSettings
@@ -28,7 +29,7 @@ from sr.operators import matching_kernels
 from sr.posterior import sigma_image
 from sr.super_resolve import fill_nearest, super_resolve_fits
 from sr.tiles import super_resolve_image, tile_starts, tile_weights
-from sr.trained_model import TrainedModel, describe_model, interpolation_model, save_model
+from sr.trained_model import TrainedModel, describe_model, interpolation_model
 from sr.upsampled_header import is_surface_brightness, upsampled_header
 
 from .conftest import blob_pairs, gaussian_kernel

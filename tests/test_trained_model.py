@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-import sr.trained_model
+import sr.model_folder
 from simulate.errors import InputError
 from simulate.shards import Pairs
 from sr.domain import SeenRange, seen_range
+from sr.model_folder import load_model, save_model
 from sr.models import ARCHITECTURES, parameter_count
 from sr.normalisation import Normalisation, fit_normalisation
-from sr.trained_model import TrainedModel, describe_model, interpolation_model, load_model, save_model
+from sr.trained_model import TrainedModel, describe_model, interpolation_model
 from sr.training import initial_network
 
 from .conftest import blob_pairs
@@ -227,7 +228,7 @@ def test_a_killed_save_never_mixes_an_old_model_with_a_new_one(tmp_path: Path, m
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sr.trained_model, "write_card", killed)
+    monkeypatch.setattr(sr.model_folder, "write_card", killed)
     with pytest.raises(KeyboardInterrupt):
         save_model(tiny_model(seed=2), tmp_path, None)
     with pytest.raises(InputError, match="not a model folder"):

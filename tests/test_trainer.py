@@ -24,12 +24,12 @@ from simulate.shards import read_pairs
 from sr.adversarial import AdversarialSettings, Adversary
 from sr.config import RunConfig, keep_config
 from sr.losses import LossContext
+from sr.model_folder import load_model
 from sr.models.srgan import Discriminator
 from sr.normalisation import fit_normalisation
 from sr.plan import ModelSettings
 from sr.samples import Batch, load_samples
 from sr.schedule import LargePatchSettings, LoopSettings, scheduled_learning_rate
-from sr.trained_model import load_model
 from sr.trainer import OutOfTimeError, Trainer
 from sr.training import train_run
 

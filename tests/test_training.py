@@ -14,12 +14,12 @@ from simulate.errors import InputError
 from simulate.shards import read_pairs
 from sr.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from sr.metrics import psnr
+from sr.model_folder import load_model
 from sr.models import freeze_features
 from sr.normalisation import fit_normalisation
 from sr.plan import ModelSettings, TrainSettings
 from sr.samples import Samples, draw_batch, load_samples, transform, undo_transform
 from sr.schedule import LoopSettings, averaging_decay, scheduled_learning_rate
-from sr.trained_model import load_model
 from sr.trainer import NonFiniteLossError, Trainer
 from sr.training import initial_network, train_run
 

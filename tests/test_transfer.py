@@ -17,7 +17,8 @@ from simulate.shards import Pairs, read_pairs
 from sr.cross_validation import assign_folds, object_means
 from sr.degradation import usual_kernel
 from sr.metrics import image_scores
-from sr.trained_model import TrainedModel, interpolation_model, load_model, save_model
+from sr.model_folder import load_model, save_model
+from sr.trained_model import TrainedModel, interpolation_model
 from sr.trainer import Trainer
 from sr.transfer import TransferSettings, cross_validate, transfer_run
 from sr.transfer_variants import VariantTrainer

@@ -18,6 +18,7 @@ from simulate.shards import Pairs, read_pairs, write_shard
 from sr.checkpoint import CHECKPOINT_NAME
 from sr.degradation import Degradation, usual_kernel
 from sr.losses import loss_context
+from sr.model_folder import WEIGHTS_NAME, load_model, save_model
 from sr.models import build_network, parameter_count, resolve_settings
 from sr.models.d4 import ORDER, GroupDownsampling, act
 from sr.models.interpolation import Interpolation
@@ -29,7 +30,7 @@ from sr.samples import load_samples
 from sr.schedule import LoopSettings
 from sr.super_resolve import super_resolve_fits
 from sr.tiles import super_resolve_image
-from sr.trained_model import WEIGHTS_NAME, TrainedModel, describe_model, load_model, save_model
+from sr.trained_model import TrainedModel, describe_model
 from sr.trainer import Trainer
 from sr.training import initial_network, train_run
 

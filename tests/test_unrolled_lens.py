@@ -15,6 +15,7 @@ from simulate.errors import InputError
 from simulate.shards import manifest_sha256, read_pairs
 from sr.degradation import Degradation
 from sr.losses import loss_context
+from sr.model_folder import WEIGHTS_NAME, load_model
 from sr.models.d4 import ORDER, act
 from sr.models.unrolled_lens import UnrolledLens, UnrolledLensSettings
 from sr.normalisation import fit_normalisation
@@ -22,7 +23,6 @@ from sr.operators import forward_operator
 from sr.plan import ModelSettings, TrainSettings, plan_models
 from sr.samples import draw_batch, load_samples
 from sr.schedule import LoopSettings
-from sr.trained_model import WEIGHTS_NAME, load_model
 from sr.trainer import Trainer
 from sr.training import initial_network, train_run
 

@@ -12,11 +12,12 @@ from torch import nn
 from simulate.errors import InputError
 from simulate.settings import Settings
 from sr.metrics import image_scores
+from sr.model_folder import save_model
 from sr.models import ARCHITECTURES
 from sr.normalisation import fit_normalisation
 from sr.samples import load_samples
 from sr.schedule import LoopSettings
-from sr.trained_model import TrainedModel, describe_model, interpolation_model, save_model
+from sr.trained_model import TrainedModel, describe_model, interpolation_model
 from sr.trainer import Trainer
 from sr.training import initial_network
 from sr.warm_start import WarmStart, warm_start

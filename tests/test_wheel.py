@@ -10,7 +10,8 @@ import pytest
 from astropy.io import fits
 
 from sr.doctor import find_shadows
-from sr.trained_model import interpolation_model, save_model
+from sr.model_folder import save_model
+from sr.trained_model import interpolation_model
 
 from .conftest import blob_pairs
 

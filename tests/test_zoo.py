@@ -22,9 +22,10 @@ from benchmarks.zoo import FINISHED, MORE_TO_DO, main
 from simulate.errors import InputError
 from simulate.shards import Pairs, manifest_sha256, read_pairs
 from sr.metrics import data_range_of, image_scores
+from sr.model_folder import load_model, save_model
 from sr.shipped import validation_psnr_db
 from sr.stages import read_metrics
-from sr.trained_model import TrainedModel, load_model, save_model
+from sr.trained_model import TrainedModel
 
 from .conftest import blob_pairs, write_dataset
 
