@@ -1,4 +1,8 @@
-"""Put trained models into the package: python -m benchmarks.ship_weights RUN NAME ...
+"""Put trained models into the package: python -m benchmarks.ship_weights RUN NAME ... [--lenses OTHER_RUN]
+
+Users compare shipped models by scores on the same lenses, under the instrument's usual PSF: where a model was trained
+on data of its own, with many PSFs, `--lenses` names the run whose validation split has them. The card has the scores on
+its own data, too, and the PSF of those lenses is the one that is taken for images that come without.
 
 A model goes to sr/weights/NAME: weights in half precision, config.json and a card, with validation scores measured anew
 on what was stored. One that loses more than 0.01 dB by being stored so, or that has more than 8 MiB, is refused, and
@@ -9,6 +13,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +24,10 @@ import torch
 from simulate.errors import InputError
 from simulate.shards import Pairs, manifest_sha256, read_pairs
 from sr.config import find_device
+from sr.degradation import UsualKernel
 from sr.metrics import data_range_of, image_scores, summarise
 from sr.model_folder import load_model, save_model
+from sr.operators import matching_kernels
 from sr.shipped import WEIGHTS_FOLDER
 from sr.trained_model import TrainedModel, interpolation_model
 
@@ -31,7 +38,7 @@ MAXIMUM_LOSS_DB = 0.01
 
 def measure(model: TrainedModel, val: Pairs, data_range: float, device: torch.device) -> dict[str, np.ndarray]:
     """PSNR and SSIM of each validation scene."""
-    scores = image_scores(model.super_resolve_pairs(val, device), val, data_range)
+    scores = image_scores(model.at_scale(val.scale).super_resolve_pairs(val, device), val, data_range)
     return {name: scores[name] for name in ("psnr_db", "ssim")}
 
 
@@ -42,16 +49,49 @@ def in_half_precision(model: TrainedModel) -> TrainedModel:
     return TrainedModel(model.name, copy.deepcopy(model.network).half(), config, model.kernel)
 
 
+def kernel_of(model: TrainedModel, pairs: Pairs) -> UsualKernel | None:
+    """What `model` takes for images that come without a PSF, if they are seen as `pairs`."""
+    if model.kernel is None:
+        return None
+    kernels = {}
+    for scale in model.config.scales:
+        hr_band = replace(pairs.hr_band, pixel_scale_arcsec=pairs.lr_band.pixel_scale_arcsec / scale)
+        kernels[scale] = matching_kernels(hr_band, pairs.lr_band).mean(0)
+    return UsualKernel(kernels.pop(model.config.scale), model.kernel.hr_band, kernels)
+
+
+def scores_on_own_data(model: TrainedModel, run: Path, device: torch.device, seed: int) -> dict[str, Any]:
+    """On the validation split of RUN/data, at each scale that the model serves."""
+    train, val = (read_pairs(run / "data", split) for split in ("train", "val"))
+    found = {}
+    for scale in model.config.scales:
+        coarse = train.at_scale(scale)
+        scores = measure(model, val.at_scale(scale), data_range_of(coarse.hr, coarse.hr_mask), device)
+        found[f"validation, own data, x{scale}"] = summarise(scores, np.random.default_rng(seed))
+    return found
+
+
 def ship(
-    run: Path, name: str, val: Pairs, data_range: float, weights: Path, device: torch.device, seed: int = 0
+    run: Path,
+    name: str,
+    val: Pairs,
+    data_range: float,
+    weights: Path,
+    device: torch.device,
+    seed: int = 0,
+    own_data: bool = False,
 ) -> dict[str, Any]:
-    """Store RUN/train/NAME in `weights`; returns its validation scores, those of its card.
+    """Store RUN/train/NAME in `weights`; returns its scores on `val`, those of its card.
+
+    With `own_data`, `val` is not of RUN: the card has the scores on RUN's own, too, and the PSF is that of `val`.
 
     Raises `InputError` if the model was trained on other data than RUN/data, loses too much or is too large.
     """
     model = load_model(run / "train" / name, device)
     if model.config.data_sha256 != manifest_sha256(run / "data"):
         raise InputError(f"{run / 'train' / name}: was trained on other data than {run / 'data'}")
+    if own_data:
+        model = replace(model, kernel=kernel_of(model, val))
     before = measure(model, val, data_range, device)
     small = in_half_precision(model)
     bicubic = measure(interpolation_model("bicubic", val), val, data_range, device)["psnr_db"]
@@ -70,11 +110,14 @@ def ship(
             "psnr_gain_over_bicubic_db": float(after["psnr_db"].mean() - bicubic.mean()),
             "psnr_change_by_float16_db": change,
         }
-        save_model(small, trial, {"validation": scores})
+        splits = {"validation": scores}
+        if own_data:
+            splits |= scores_on_own_data(load_model(trial, device), run, device, seed)
+        save_model(small, trial, splits)
         size = sum(path.stat().st_size for path in trial.iterdir())
     if size > MAXIMUM_BYTES:
         raise InputError(f"{name}: its files have {size:,} bytes, at most {MAXIMUM_BYTES:,} can be shipped")
-    save_model(small, weights / name, {"validation": scores})
+    save_model(small, weights / name, splits)
     return scores
 
 
@@ -84,11 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER, metavar="FOLDER")
+    parser.add_argument("--lenses", type=Path, metavar="RUN", help="whose validation split scores; default: RUN's")
     options = parser.parse_args(arguments)
-    train, val = (read_pairs(options.run / "data", split) for split in ("train", "val"))
+    lenses = options.lenses or options.run
+    train, val = (read_pairs(lenses / "data", split) for split in ("train", "val"))
     data_range = data_range_of(train.hr, train.hr_mask)
     for name in options.names:
-        scores = ship(options.run, name, val, data_range, options.weights, find_device(options.device))
+        device = find_device(options.device)
+        scores = ship(options.run, name, val, data_range, options.weights, device, own_data=bool(options.lenses))
         size = sum(path.stat().st_size for path in (options.weights / name).iterdir())
         print(
             f"{options.weights / name}: {size:,} bytes; validation PSNR {scores['psnr_db']['mean']:.3f} dB, "

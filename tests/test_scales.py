@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import benchmarks.scales
+from benchmarks.ship_weights import ship
 from simulate.errors import InputError
 from simulate.generate import SimulateSettings
 from simulate.instruments import noise_sigma_njy, psf_kernel
@@ -29,6 +30,7 @@ from sr.operators import ForwardOperator, forward_operator, matching_kernels
 from sr.plan import ModelSettings, TrainSettings, plan_models
 from sr.samples import draw_batch, load_samples
 from sr.schedule import LoopSettings
+from sr.shipped import validation_psnr_db
 from sr.super_resolve import super_resolve_fits
 from sr.trained_model import TrainedModel
 from sr.trainer import Trainer
@@ -36,7 +38,7 @@ from sr.training import train_run
 from sr.transfer import transfer_run
 from sr.transfer_variants import TransferSettings
 
-from .conftest import blob_pairs, write_dataset
+from .conftest import blob_pairs, gaussian_kernel, write_dataset
 from .test_degradation import noise
 from .test_unrolled import TINY, tiny_network
 
@@ -235,6 +237,25 @@ def test_one_model_serves_both_scales(run: Path, tmp_path: Path, capsys: pytest.
         assert np.sum(image) == pytest.approx(np.sum(train.lr[0]), rel=0.1)
     with pytest.raises(InputError, match="found 1 channels and 2 or 4 times"):
         super_resolve_fits(tmp_path / "in.fits", out, run / "train/unrolled", CPU, scale=3, force=True, overwrite=True)
+
+
+def test_a_shipped_one_is_scored_on_common_lenses_and_takes_their_psf(run: Path, tmp_path: Path) -> None:
+    common = blob_pairs(3, seed=5)
+    psf = gaussian_kernel(3)
+    common = replace(common, lr_band=replace(common.lr_band, psf=psf))
+    scores = ship(run, "unrolled", common, float(common.hr.max()), tmp_path, CPU, own_data=True)
+    stored = load_model(tmp_path / "unrolled", CPU)
+    assert stored.kernel is not None
+    assert list(stored.config.scores) == ["validation", "validation, own data, x2", "validation, own data, x4"]
+    assert scores["psnr_db"]["mean"] == validation_psnr_db(stored.config)
+    for scale in (2, 4):
+        hr_band = replace(common.hr_band, pixel_scale_arcsec=common.lr_band.pixel_scale_arcsec / scale)
+        kernel = stored.at_scale(scale).kernel
+        assert kernel is not None
+        np.testing.assert_array_equal(kernel.kernel, matching_kernels(hr_band, common.lr_band)[0])
+        assert psnr_db(stored, run, scale) == pytest.approx(
+            psnr_db(load_model(run / "train/unrolled", CPU), run, scale), abs=0.05
+        )
 
 
 def test_it_goes_on_to_observed_pairs_of_either_scale(run: Path) -> None:
