@@ -262,7 +262,9 @@ def super_resolve(
     ] = None,
     scale: Annotated[
         int | None,
-        typer.Option(help="How many times to enlarge, where a model or models leave the choice; else the least."),
+        typer.Option(
+            min=2, help="How many times to enlarge, where a model or models leave the choice; else the least."
+        ),
     ] = None,
     hdu: Annotated[str | None, typer.Option(help="Name or number of the image HDU. Default: the first image.")] = None,
     device: Device = "auto",

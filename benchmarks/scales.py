@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for folder in options.other:
             for model in finished_models(folder, CPU):
                 if scale == model.config.scale:
-                    images[f"{model.name}, x{scale} alone"] = model.super_resolve_pairs(pairs, CPU)
+                    images[f"{folder.name}/{model.name}"] = model.super_resolve_pairs(pairs, CPU)
         print(f"\nx{scale}\n")
         print(markdown(score(images, pairs, data_range_of(coarse.hr, coarse.hr_mask)), several, groups))
 

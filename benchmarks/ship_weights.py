@@ -60,65 +60,74 @@ def kernel_of(model: TrainedModel, pairs: Pairs) -> UsualKernel | None:
     return UsualKernel(kernels.pop(model.config.scale), model.kernel.hr_band, kernels)
 
 
-def scores_on_own_data(model: TrainedModel, run: Path, device: torch.device, seed: int) -> dict[str, Any]:
-    """On the validation split of RUN/data, at each scale that the model serves."""
+def splits_of(run: Path, scales: Sequence[int] = ()) -> dict[int, tuple[Pairs, float]]:
+    """The validation split of RUN/data and the training split's data range, at each scale; none given: the data's."""
     train, val = (read_pairs(run / "data", split) for split in ("train", "val"))
-    found = {}
-    for scale in model.config.scales:
-        coarse = train.at_scale(scale)
-        scores = measure(model, val.at_scale(scale), data_range_of(coarse.hr, coarse.hr_mask), device)
-        found[f"validation, own data, x{scale}"] = summarise(scores, np.random.default_rng(seed))
-    return found
+    coarse = {scale: train.at_scale(scale) for scale in scales or (train.scale,)}
+    return {scale: (val.at_scale(scale), data_range_of(one.hr, one.hr_mask)) for scale, one in coarse.items()}
+
+
+def check_lenses(model: TrainedModel, lenses: Path, val: Pairs) -> None:
+    """Raise `InputError` if `val` of the run `lenses` is not what the model is for."""
+    config, band = model.config, val.lr_band
+    expected = (config.unit, config.lr_instrument, config.lr_pixel_scale_arcsec)
+    if (val.unit, band.instrument, band.pixel_scale_arcsec) != expected or val.scale not in model.scales:
+        raise InputError(
+            f'--lenses {lenses}: expected {config.lr_instrument}, {config.lr_pixel_scale_arcsec:g}", {config.unit}, '
+            f'found {band.instrument}, {band.pixel_scale_arcsec:g}", {val.unit}, x{val.scale}'
+        )
 
 
 def ship(
-    run: Path,
-    name: str,
-    val: Pairs,
-    data_range: float,
-    weights: Path,
-    device: torch.device,
-    seed: int = 0,
-    own_data: bool = False,
+    run: Path, name: str, weights: Path, device: torch.device, lenses: Path | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Store RUN/train/NAME in `weights`; returns its scores on `val`, those of its card.
+    """Store RUN/train/NAME in `weights`; returns the scores by which users compare it, those of its card.
 
-    With `own_data`, `val` is not of RUN: the card has the scores on RUN's own, too, and the PSF is that of `val`.
-
-    Raises `InputError` if the model was trained on other data than RUN/data, loses too much or is too large.
+    They are on the validation lenses of the run `lenses`, the scores on RUN's own at each scale come besides, and the
+    PSF is that of `lenses`; None: of RUN.
+    Raises `InputError` if the model was trained on other data than RUN/data, is for other images than `lenses`, loses
+    too much or is too large, and without `lenses` if it serves several scales.
     """
     model = load_model(run / "train" / name, device)
     if model.config.data_sha256 != manifest_sha256(run / "data"):
         raise InputError(f"{run / 'train' / name}: was trained on other data than {run / 'data'}")
-    if own_data:
+    if lenses is None and len(model.scales) > 1:
+        raise InputError(f"{name}: serves several scales; give --lenses to compare it with others by")
+    [common] = splits_of(lenses or run).values()
+    splits, val = {"validation": common}, common[0]
+    if lenses is not None:
+        check_lenses(model, lenses, val)
         model = replace(model, kernel=kernel_of(model, val))
-    before = measure(model, val, data_range, device)
+        splits |= {f"validation, own data, x{scale}": one for scale, one in splits_of(run, model.scales).items()}
     small = in_half_precision(model)
-    bicubic = measure(interpolation_model("bicubic", val), val, data_range, device)["psnr_db"]
+    bicubic = measure(interpolation_model("bicubic", val), *splits["validation"], device)["psnr_db"]
     with TemporaryDirectory() as temporary:
         trial = Path(temporary) / name
         save_model(small, trial, None)
-        after = measure(load_model(trial, device), val, data_range, device)
-        change = float(after["psnr_db"].mean() - before["psnr_db"].mean())
-        if not change >= -MAXIMUM_LOSS_DB:  # NaN is refused, too
-            raise InputError(
-                f"{name}: its PSNR changes by {change:.4f} dB when it is stored as float16, at most "
-                f"{MAXIMUM_LOSS_DB:g} dB may be lost; train it again, with a smaller learning rate"
-            )
-        scores = {
-            **summarise(after, np.random.default_rng(seed)),
-            "psnr_gain_over_bicubic_db": float(after["psnr_db"].mean() - bicubic.mean()),
-            "psnr_change_by_float16_db": change,
-        }
-        splits = {"validation": scores}
-        if own_data:
-            splits |= scores_on_own_data(load_model(trial, device), run, device, seed)
-        save_model(small, trial, splits)
+        stored, scores = load_model(trial, device), dict[str, dict[str, Any]]()
+        for split, (pairs, data_range) in splits.items():
+            before, after = (measure(one, pairs, data_range, device) for one in (model, stored))
+            change = float(after["psnr_db"].mean() - before["psnr_db"].mean())
+            if not change >= -MAXIMUM_LOSS_DB:  # NaN is refused, too
+                raise InputError(
+                    f"{name}: its PSNR ({split}) changes by {change:.4f} dB when it is stored as float16, at most "
+                    f"{MAXIMUM_LOSS_DB:g} dB may be lost; train it again, with a smaller learning rate"
+                )
+            scores[split] = {
+                **summarise(after, np.random.default_rng(seed)),
+                "psnr_change_by_float16_db": change,
+            }
+        gain = scores["validation"]["psnr_db"]["mean"] - float(bicubic.mean())
+        scores["validation"] = {**scores["validation"], "psnr_gain_over_bicubic_db": gain}
+        if lenses is not None:
+            compared = f"x{val.scale}, on the lenses that all shipped models are compared on"
+            small.config.training["validation"] = compared
+        save_model(small, trial, scores)
         size = sum(path.stat().st_size for path in trial.iterdir())
     if size > MAXIMUM_BYTES:
         raise InputError(f"{name}: its files have {size:,} bytes, at most {MAXIMUM_BYTES:,} can be shipped")
-    save_model(small, weights / name, splits)
-    return scores
+    save_model(small, weights / name, scores)
+    return scores["validation"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,12 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER, metavar="FOLDER")
     parser.add_argument("--lenses", type=Path, metavar="RUN", help="whose validation split scores; default: RUN's")
     options = parser.parse_args(arguments)
-    lenses = options.lenses or options.run
-    train, val = (read_pairs(lenses / "data", split) for split in ("train", "val"))
-    data_range = data_range_of(train.hr, train.hr_mask)
     for name in options.names:
         device = find_device(options.device)
-        scores = ship(options.run, name, val, data_range, options.weights, device, own_data=bool(options.lenses))
+        scores = ship(options.run, name, options.weights, device, options.lenses)
         size = sum(path.stat().st_size for path in (options.weights / name).iterdir())
         print(
             f"{options.weights / name}: {size:,} bytes; validation PSNR {scores['psnr_db']['mean']:.3f} dB, "

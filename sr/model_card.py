@@ -35,15 +35,18 @@ def write_card(folder: Path, model: TrainedModel, scores: dict[str, Any] | None)
         low, high = config.training_range.peak_signal_to_noise
         seen = f', brightest pixels of {low:.3g} to {high:.3g} sigma (98 % of the training images), \
 an LR PSF of {config.training_range.lr_fwhm_arcsec:.3g}" FWHM'
-    text = f"""# {model.name}: {config.architecture}, ×{config.scale} super-resolution
+    scales = " and ".join(f"×{scale}" for scale in model.scales)
+    pixels = " or ".join(f'{config.lr_pixel_scale_arcsec / scale:g}"' for scale in model.scales)
+    divisor = config.scale**2 if len(model.scales) == 1 else "scale²"
+    text = f"""# {model.name}: {config.architecture}, {scales} super-resolution
 
 - architecture: {config.architecture} ({architecture.paper}); settings: {settings}
 - parameters: {parameter_count(model.network):,}
 - input: {config.lr_instrument}, {config.lr_pixel_scale_arcsec:g}" pixels; output: {config.hr_instrument}, \
-{config.hr_pixel_scale_arcsec:g}" pixels
+{pixels} pixels
 - unit: flux per pixel in {config.unit or "the input's unit"}, in and out
 - normalisation: LR / a, with a = {config.normalisation_factor:.6g} × the median of the image's 1-σ noise map; \
-output × a / {config.scale**2}
+output × a / {divisor}
 - {_describe_data(config)}
 
 ## Measured scores
@@ -53,7 +56,7 @@ output × a / {config.scale**2}
 {training or "- none"}
 
 ## Use
-    pipeline super-resolve IN.fits OUT.fits --model {folder.name}
+    pipeline super-resolve IN.fits OUT.fits --model {folder.name}{" [--scale N]" if len(model.scales) > 1 else ""}
 
 ## Limits
 What it saw: {config.lr_instrument}, {config.lr_pixel_scale_arcsec:g}" pixels{seen}.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from simulate.errors import InputError
 from simulate.settings import Settings
@@ -18,8 +19,9 @@ from .adversarial import AdversarialSettings
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint
 from .content import ContentSettings
 from .degradation import served_scales
-from .model_folder import CONFIG_NAME, WEIGHTS_NAME
+from .model_folder import CONFIG_NAME, WEIGHTS_NAME, read_config
 from .models import Architecture, build_network, find_architecture, find_submodules, resolve_settings
+from .models.unrolled_lens import UnrolledLens
 from .on_the_fly import OnTheFlySettings
 from .schedule import LargePatchSettings, LoopSettings
 from .stages import METRICS_NAME, fingerprint, finished_metrics, read_metrics
@@ -82,8 +84,13 @@ class Plan:
     identity: str
 
 
-def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: str, seed: int) -> list[Plan]:
-    """Check the settings of all models against the data. Raises `InputError` that says which model is wrong."""
+def plan_models(
+    settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: str, seed: int, folder: Path = Path("train")
+) -> list[Plan]:
+    """Check the settings of all models against the data, and against encoders that are trained in `folder` already.
+
+    Raises `InputError` that says which model is wrong.
+    """
     loop = LoopSettings(**{name: getattr(settings, name) for name in LoopSettings.model_fields})
     own_psfs_on_the_fly = settings.data == "on-the-fly" and train.lr_band.psf.ndim == 3
     if own_psfs_on_the_fly and "data_consistency" in settings.loss:
@@ -101,8 +108,11 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
         if name in (plan.name for plan in plans):
             raise InputError(f"{where}: a second model is called {name!r}; give one of them another name")
         network_settings = resolve_settings(model.architecture, model.size, model.settings)
-        with torch.device("meta"):  # fails for a scale the network cannot do, without making its weights
-            network = build_network(model.architecture, network_settings, train.scale, train.lr.shape[1])
+        try:
+            with torch.device("meta"):  # fails for a scale the network cannot do, without making its weights
+                network = build_network(model.architecture, network_settings, train.scale, train.lr.shape[1])
+        except InputError as error:
+            raise InputError(f"{where}: {error}; the data are of x{train.scale}") from None
         scales = served_scales(network, train.scale)
         if train.scale != max(scales):
             raise InputError(
@@ -119,7 +129,6 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
         overrides = {"steps": model.steps, "learning_rate": model.learning_rate, "large_patch": model.large_patch}
         own = loop.model_copy(update={key: value for key, value in overrides.items() if value is not None})
         own = own.model_copy(update={"crop_size": architecture.crop_size(own.crop_size)})
-        _check_encoder(where, model, settings)
         _check_crops(where, own, train, val)
         if architecture.adversarial and (own.large_patch or own.accumulate > 1):
             raise InputError(
@@ -141,8 +150,8 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
             more["warm_start"] = file_sha256(model.warm_start / WEIGHTS_NAME)
         if model.trainable:
             more["trainable"] = json.dumps(model.trainable)
-        if model.encoder:
-            more["encoder"] = model.encoder
+        if encoder := _encoder_identity(where, model, network, settings, plans, folder, data_sha256):
+            more["encoder"] = encoder
         same_result = own.model_copy(update={"log_interval": 1, "checkpoint_interval": 1, "compile": False})
         identity = fingerprint(same_result, data=data_sha256, seed=seed, **more)
         start, trainable = model.warm_start, model.trainable
@@ -153,25 +162,51 @@ def plan_models(settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: 
     return plans
 
 
-def _check_encoder(where: str, model: ModelSettings, settings: TrainSettings) -> None:
-    needed = find_architecture(model.architecture).guesses_from_whole_images
-    if needed and not model.encoder:
+def _encoder_identity(
+    where: str,
+    model: ModelSettings,
+    network: nn.Module,
+    settings: TrainSettings,
+    plans: list[Plan],
+    folder: Path,
+    data_sha256: str,
+) -> str | None:
+    """What the encoder that `network` starts from is the result of; None if it starts from none.
+
+    Raises `InputError` if the encoder is missing or another than the network has to have.
+    """
+    if not isinstance(network, UnrolledLens):
+        if model.encoder:
+            raise InputError(f"{where}.encoder: {model.architecture} starts from no lens; leave it out")
+        return None
+    name = model.folder_name
+    if not model.encoder:
         raise InputError(f"{where}.encoder: expected the name of a model of architecture lens_encoder, found none")
-    if model.encoder and not needed:
-        raise InputError(f"{where}.encoder: {model.architecture} starts from no lens; leave it out")
-    if needed and settings.data == "on-the-fly":
-        raise InputError(f"{where}: {model.folder_name} needs data: stored, to fit lenses to once")
-
-
-def check_encoders(plans: list[Plan], folder: Path) -> None:
-    """Raise `InputError` if an encoder that a plan needs is neither trained in `folder` nor planned before it."""
-    for number, plan in enumerate(plans):
-        before = [one.name for one in plans[:number] if one.architecture.name == "lens_encoder"]
-        if plan.encoder and plan.encoder not in before and not (folder / plan.encoder / CONFIG_NAME).is_file():
-            raise InputError(
-                f"train.models: {plan.name} starts from the lens_encoder {plan.encoder!r}, which is not in {folder}; "
-                "list it before, or train it first"
-            )
+    if settings.data == "on-the-fly":
+        raise InputError(f"{where}: {name} needs data: stored, to fit lenses to once")
+    if any(part.split(".")[0] == "encoder" for part in model.trainable or ()):
+        raise InputError(f"{where}.trainable: the encoder of {name} learns nothing here; train {model.encoder}")
+    planned = {plan.name: plan for plan in plans}.get(model.encoder)
+    trained = folder / model.encoder
+    if planned:
+        found: tuple[str, Any, str | None] = (planned.architecture.name, planned.settings, data_sha256)
+        identity = planned.identity
+    elif model.encoder in (one.folder_name for one in settings.models):
+        raise InputError(f"{where}.encoder: {name} starts from {model.encoder}; list that before it")
+    elif (trained / METRICS_NAME).is_file():
+        config = read_config(trained)
+        found = (config.architecture, config.architecture_settings(str(trained)), config.data_sha256)
+        identity = str(read_metrics(trained)["fingerprint"])
+    else:
+        raise InputError(
+            f"{where}.encoder: {name} starts from {model.encoder}, which is not in {folder}; list it before, or train "
+            "it first"
+        )
+    expected = ("lens_encoder", network.encoder.settings, data_sha256)
+    for what, one, other in zip(("a model of architecture", "the settings", "the data"), expected, found, strict=True):
+        if one != other:
+            raise InputError(f"{where}.encoder: {model.encoder}: expected {what} {one}, found {other}")
+    return identity
 
 
 def _check_crops(where: str, loop: LoopSettings, train: Pairs, val: Pairs) -> None:

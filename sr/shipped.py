@@ -79,7 +79,7 @@ def choose_model(found: Observation, where: str, scale: int | None = None) -> Pa
 
     def rank(name: str) -> tuple[int, float]:
         score = validation_psnr_db(shipped[name])
-        return min(shipped[name].scales), float("inf") if score is None else -score
+        return scale or min(shipped[name].scales), float("inf") if score is None else -score
 
     return WEIGHTS_FOLDER / min(known or wanted, key=rank)
 

@@ -81,13 +81,13 @@ def super_resolve_fits(
     found = observe(filled, exposed if exposed.any() else real, noise_sigma, header, description)
     folder = find_model(model_name) if model_name is not None else choose_model(found, where, scale)
     model = load_model(folder, device)
-    if scale not in (None, *model.config.scales) or model.config.channels != 1:
+    if scale not in (None, *model.scales) or model.config.channels != 1:
         expected, channels = scale or model.config.scale, model.config.channels
         raise InputError(
             f"{folder}: expected a model of 1 channel that enlarges {expected} times (--scale), "
-            f"found {channels} channels and {' or '.join(map(str, model.config.scales))} times; give another --model"
+            f"found {channels} channels and {' or '.join(map(str, model.scales))} times; give another --model"
         )
-    model = model.at_scale(scale or min(model.config.scales))
+    model = model.at_scale(scale or min(model.scales))
     if find_architecture(model.config.architecture).whole_images and max(filled.shape) > tile_size:
         raise InputError(
             f"{where}: model {model.name} ({model.config.architecture}) sees one lens in a whole image, expected at "

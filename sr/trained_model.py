@@ -49,7 +49,7 @@ class ModelConfig(Settings):
     @property
     def scales(self) -> tuple[int, ...]:
         """That the network serves (`TrainedModel.at_scale`); `scale` is the one that all else here is of."""
-        return tuple(sorted(self.settings.get("scales", ()) or (self.scale,)))
+        return tuple(sorted(set(self.settings.get("scales", ()) or (self.scale,))))
 
     @property
     def normalisation(self) -> Normalisation:
@@ -71,17 +71,19 @@ class TrainedModel:
     kernel: UsualKernel | None = None
     """Of a network that knows the degradation."""
 
-    def at_scale(self, scale: int) -> "TrainedModel":
-        """The model for another of the scales that it serves. Raises `InputError` if it is none of them.
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """That it serves: `config.scale`, and others that it has learnt (a transferred one: none)."""
+        return tuple(sorted((self.config.scale, *(self.kernel.others if self.kernel else ()))))
 
-        One that was transferred serves the scale of the observed pairs, and those that divide it.
-        """
+    def at_scale(self, scale: int) -> "TrainedModel":
+        """The model for another of the scales that it serves. Raises `InputError` if it is none of them."""
         config = self.config
         if scale == config.scale:
             return self
         if self.kernel is None or scale not in self.kernel.others:
-            served = sorted((config.scale, *(self.kernel.others if self.kernel else ())))
-            raise InputError(f"model {self.name}: expected a scale of {' or '.join(map(str, served))}, found {scale}")
+            served = " or ".join(map(str, self.scales))
+            raise InputError(f"model {self.name}: expected a scale of {served}, found {scale}")
         pixel = config.hr_pixel_scale_arcsec * config.scale / scale
         config = config.model_copy(update={"scale": scale, "hr_pixel_scale_arcsec": pixel})
         return TrainedModel(self.name, self.network, config, self.kernel.at_scale(scale, pixel))
@@ -136,8 +138,8 @@ class TrainedModel:
 
     def predicted_sigma_of_pairs(self, pairs: Pairs, device: torch.device, batch_size: int = 16) -> np.ndarray:
         """The error that the network predicts of what `super_resolve_pairs` gives, (N,1,H,W)."""
-        kernels = self._kernels_of(pairs)
-        return self.super_resolve_and_sigma(pairs.lr, pairs.lr_noise, device, batch_size, kernels)[1]
+        model, kernels = self.at_scale(pairs.scale), self._kernels_of(pairs)
+        return model.super_resolve_and_sigma(pairs.lr, pairs.lr_noise, device, batch_size, kernels)[1]
 
     def _answers(
         self,
@@ -166,8 +168,8 @@ class TrainedModel:
         self, pairs: Pairs, device: torch.device, batch_size: int = 16, self_ensemble: bool = False
     ) -> np.ndarray:
         """`super_resolve` of the LR images of `pairs`, whose PSFs a network that knows the degradation is told."""
-        kernels = self._kernels_of(pairs)
-        return self.super_resolve(pairs.lr, pairs.lr_noise, device, batch_size, self_ensemble, kernels)
+        model, kernels = self.at_scale(pairs.scale), self._kernels_of(pairs)
+        return model.super_resolve(pairs.lr, pairs.lr_noise, device, batch_size, self_ensemble, kernels)
 
     def _kernels_of(self, pairs: Pairs) -> np.ndarray | None:
         return matching_kernels(pairs.hr_band, pairs.lr_band) if knows_degradation(self.network) else None

@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from simulate.errors import InputError
 
 from .adversarial import Adversary
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
-from .degradation import Degradation, degradation_of_batch, knows_degradation
+from .degradation import degradation_of_batch, knows_degradation
+from .first_guesses import with_first_guesses
 from .losses import NO_CONTEXT, LossContext, build_loss
 from .operators import ForwardOperator
 from .predicted_variance import SIGMA_WEIGHT, predicts_sigma, sigma_loss
@@ -29,9 +30,6 @@ from .processes import agreed, average_gradients, mean_over_processes, process_c
 from .samples import Batch, Samples, SampleSource, draw_batch
 from .schedule import LoopSettings, averaging_decay, scheduled_learning_rate
 from .training_log import TrainingLog
-
-GUESSED_AT_ONCE = 16
-"""Images."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -137,7 +135,7 @@ class Trainer:
         try:
             self.samples.start(done + 1, lambda told: advance(0, told))
             if getattr(self.network, "guesses_from_whole_images", False):
-                self.samples = self._with_first_guesses(self.samples.at(done + 1), lambda told: advance(0, told))
+                self._guess_first(done + 1, lambda told: advance(0, told), folder, identity, deadline)
             for step in range(done + 1, settings.total_steps + 1):
                 self._step(step)
                 advance(1, note)
@@ -170,16 +168,17 @@ class Trainer:
     def _due(self, step: int, interval: int) -> bool:
         return step % interval == 0 or step == self.settings.total_steps
 
-    def _with_first_guesses(self, samples: Samples, tell: Callable[[str], None]) -> Samples:
-        """`samples`, with what the network starts from made of them once: crops are then crops of that, too."""
+    def _guess_first(
+        self, step: int, tell: Callable[[str], None], folder: Path | None, identity: str, deadline: float
+    ) -> None:
+        """Give the samples what the network starts from. Raises `OutOfTimeError` after `deadline`."""
         assert self.operator is not None
-        guesses = torch.empty_like(samples.hr)
-        for first in range(0, len(samples), GUESSED_AT_ONCE):
-            tell(f"first guesses, {first} of {len(samples)}")
-            rows = slice(first, first + GUESSED_AT_ONCE)
-            degradation = Degradation(samples.noise[rows], self.operator.select(rows))
-            guesses[rows] = self.average.guess(samples.lr[rows], degradation)
-        return replace(samples, first_guess=guesses)
+        kept = folder if process_rank() == 0 else None
+        self.samples, finished = with_first_guesses(
+            self.samples.at(step), self.average, self.operator, tell, kept, identity, deadline
+        )
+        if agreed(not finished, self.device):
+            raise OutOfTimeError("out of time before all first guesses were made")
 
     def _step(self, step: int) -> None:
         """One optimisation step."""

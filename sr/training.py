@@ -23,6 +23,7 @@ from .checkpoint import CHECKPOINT_NAME
 from .content import load_or_train_content_encoder
 from .degradation import usual_kernel
 from .domain import seen_range
+from .first_guesses import FIRST_GUESSES_NAME
 from .losses import LossContext, loss_context
 from .metrics import data_range_of, image_scores
 from .model_folder import save_model
@@ -31,7 +32,7 @@ from .models.srgan import Discriminator
 from .normalisation import Normalisation, fit_normalisation
 from .on_the_fly import open_pools, stored_simulation
 from .operators import forward_operator
-from .plan import INTERPOLATIONS, Plan, TrainSettings, check_encoders, check_folder, finished_model, plan_models
+from .plan import INTERPOLATIONS, Plan, TrainSettings, check_folder, finished_model, plan_models
 from .processes import average_gradients, process_rank, wait_for_all
 from .samples import SampleSource, load_samples
 from .stages import fingerprint, finished_metrics, read_metrics, write_metrics
@@ -77,8 +78,7 @@ def train_run(
     folder = run / "train"
     train, val = read_pairs(run / "data", "train"), read_pairs(run / "data", "val")
     sha256 = manifest_sha256(run / "data")
-    plans = plan_models(settings, train, val, sha256, seed)
-    check_encoders(plans, folder)
+    plans = plan_models(settings, train, val, sha256, seed, folder)
     simulation = stored_simulation(run / "data") if settings.data == "on-the-fly" else None
     if process_rank() == 0:
         for name, identity in [(CONTENT_FOLDER, None), *((plan.name, plan.identity) for plan in plans)]:
@@ -195,6 +195,7 @@ def train_model(
         }
         write_metrics(folder, plan.identity, result.seconds, content)
         (folder / CHECKPOINT_NAME).unlink()
+        (folder / FIRST_GUESSES_NAME).unlink(missing_ok=True)
     wait_for_all()
     return read_metrics(folder)
 

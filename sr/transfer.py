@@ -13,6 +13,7 @@ held-out data.
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -126,8 +127,8 @@ def check_models(settings: TransferSettings, pretrained: dict[str, TrainedModel]
     """Raise `InputError` if the models, what of them is to learn, or the crop size do not fit the observed pairs."""
     smallest = min(pairs.lr.shape[-2:])
     for name, model in pretrained.items():
-        if pairs.scale not in model.config.scales:
-            served = " or ".join(map(str, model.config.scales))
+        if pairs.scale not in model.scales:
+            served = " or ".join(map(str, model.scales))
             raise InputError(
                 f"model {name!r} enlarges {served} times, the observed pairs differ by a factor of "
                 f"{pairs.scale}; make the pairs with scale {served}, or train for {pairs.scale}"
@@ -198,7 +199,8 @@ def leave_model(
         training=training,
         training_range=seen_range(pairs),
     )
-    tuned.kernel = usual_kernel(tuned.network, pairs)
+    kernel = usual_kernel(tuned.network, pairs)
+    tuned.kernel = kernel and replace(kernel, others={})  # it was tuned at this scale alone
     row = next(row for row in rows if row["variant"] == "fine-tuned")
     scores = {name: row[name] for name in ("psnr_db", "ssim", "absolute_flux_error")}
     save_model(tuned, folder, {f"held-out objects, {settings.folds} folds": scores})

@@ -15,6 +15,7 @@ from .degradation import knows_degradation
 from .losses import LossWeights, loss_context
 from .models import find_architecture, freeze_features, unfreeze
 from .models.lora import add_adapters, merge_adapters
+from .models.unrolled_lens import UnrolledLens
 from .normalisation import fit_normalisation
 from .samples import load_samples
 from .schedule import LoopSettings
@@ -112,12 +113,17 @@ class VariantTrainer:
         merge_adapters(model.network)
 
     def train_unpretrained(self, model: TrainedModel, training: Pairs, place: str) -> TrainedModel:
-        """The architecture of `model` from random weights, normalised by `training`."""
+        """The architecture of `model` from random weights, normalised by `training`.
+
+        An encoder, which learns nothing here, is that of `model`: the control is for what is trained.
+        """
         place = f"{place} unpretrained"
         old, seed = model.config, derive_seed(self.seed, model.name, place)
         settings = old.architecture_settings()
         config = describe_model(old.architecture, settings, training, fit_normalisation(training))
         network = initial_network(old.architecture, settings, old.scale, old.channels, seed)
+        if isinstance(network, UnrolledLens):
+            network.encoder.load_state_dict(model.network.encoder.state_dict())  # type: ignore[union-attr]
         scratch = TrainedModel(model.name, network, config)
         self._train(scratch, training, self.settings.pretrained_steps, self.settings.unpretrained_learning_rate, place)
         return scratch

@@ -43,7 +43,7 @@ from .test_degradation import noise
 from .test_unrolled import TINY, tiny_network
 
 CPU = torch.device("cpu")
-BOTH = {**TINY, "scales": [2, 4]}
+BOTH = {**TINY, "scales": [2, 4], "predict_sigma": True}
 
 
 def generator() -> torch.Generator:
@@ -196,7 +196,7 @@ def psnr_db(model: TrainedModel, folder: Path, scale: int) -> float:
 
 def test_one_model_serves_both_scales(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = load_model(run / "train/unrolled", CPU)
-    untrained = replace(model, network=tiny_network(4, scales=(2, 4)))
+    untrained = replace(model, network=tiny_network(4, scales=(2, 4), predict_sigma=True))
     train = read_pairs(run / "data", "train")
     benchmarks.scales.main([str(run)])
     shown = capsys.readouterr().out
@@ -235,15 +235,24 @@ def test_one_model_serves_both_scales(run: Path, tmp_path: Path, capsys: pytest.
         assert image.shape == (16 * scale, 16 * scale)
         assert written["PIXSCALE"] == pytest.approx(train.lr_band.pixel_scale_arcsec / scale)
         assert np.sum(image) == pytest.approx(np.sum(train.lr[0]), rel=0.1)
+        own, one = model.at_scale(scale), train.select(np.arange(1))
+        expected, sigma = own.super_resolve_and_sigma(one.lr, np.full_like(one.lr, done["noise_sigma"]), CPU)
+        np.testing.assert_allclose(image, expected[0, 0], rtol=1e-4, atol=1e-5 * expected.max())
+        np.testing.assert_allclose(fits.getdata(out, "SIGMA"), sigma[0, 0], rtol=1e-4)
     with pytest.raises(InputError, match="found 1 channels and 2 or 4 times"):
         super_resolve_fits(tmp_path / "in.fits", out, run / "train/unrolled", CPU, scale=3, force=True, overwrite=True)
 
 
 def test_a_shipped_one_is_scored_on_common_lenses_and_takes_their_psf(run: Path, tmp_path: Path) -> None:
     common = blob_pairs(3, seed=5)
-    psf = gaussian_kernel(3)
-    common = replace(common, lr_band=replace(common.lr_band, psf=psf))
-    scores = ship(run, "unrolled", common, float(common.hr.max()), tmp_path, CPU, own_data=True)
+    lr_band = replace(common.lr_band, psf=gaussian_kernel(3), pixel_scale_arcsec=0.2)
+    common = replace(common, hr_band=replace(common.hr_band, pixel_scale_arcsec=0.1), lr_band=lr_band)
+    lenses = tmp_path / "lenses"
+    write_dataset(lenses / "data", {"train": common, "val": common})
+    with pytest.raises(InputError, match="unrolled: serves several scales; give --lenses"):
+        ship(run, "unrolled", tmp_path, CPU)
+    scores = ship(run, "unrolled", tmp_path, CPU, lenses)
+    assert "- validation: x2, on the lenses" in (tmp_path / "unrolled" / "README.md").read_text()
     stored = load_model(tmp_path / "unrolled", CPU)
     assert stored.kernel is not None
     assert list(stored.config.scores) == ["validation", "validation, own data, x2", "validation, own data, x4"]
@@ -258,20 +267,29 @@ def test_a_shipped_one_is_scored_on_common_lenses_and_takes_their_psf(run: Path,
         )
 
 
-def test_it_goes_on_to_observed_pairs_of_either_scale(run: Path) -> None:
-    pairs = blob_pairs(6, seed=9, kind="real HR, degraded LR")
+def test_lenses_of_another_instrument_are_refused(run: Path, tmp_path: Path) -> None:
+    other = blob_pairs(3, seed=5)
+    lenses = tmp_path / "lenses"
+    write_dataset(lenses / "data", {"train": replace(other, unit="electrons"), "val": replace(other, unit="electrons")})
+    with pytest.raises(InputError, match=r'expected blurred, 0\.2", nJy, found blurred, 0\.1", electrons, x2'):
+        ship(run, "unrolled", tmp_path, CPU, lenses)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_it_goes_on_to_observed_pairs_of_either_scale(run: Path, scale: int) -> None:
+    pairs = blob_pairs(6, scale=scale, seed=9, kind="real HR, degraded LR")
     write_dataset(run / "pairs", {"observed": pairs})
     transfer = TransferSettings(
         models=("unrolled",), frozen_steps=2, finetune_steps=2, folds=2, batch_size=4, crop_size=10
     )
     transfer_run(run, transfer, 0, CPU, resume=True)
     tuned = load_model(run / "transfer/unrolled", CPU)
-    assert tuned.config.scale == 2
+    assert (tuned.config.scale, tuned.scales) == (scale, (scale,))
     error = tuned.super_resolve_pairs(pairs, CPU) - pairs.hr
-    before = load_model(run / "train/unrolled", CPU).at_scale(2).super_resolve_pairs(pairs, CPU) - pairs.hr
-    assert 0.5 < np.sqrt(np.mean(error**2) / np.mean(before**2)) < 1.5
-    with pytest.raises(InputError, match="expected a scale of 2, found 4"):
-        tuned.at_scale(4)
+    before = load_model(run / "train/unrolled", CPU).super_resolve_pairs(pairs, CPU) - pairs.hr
+    assert 0.5 < np.sqrt(np.mean(error**2) / np.mean(before**2)) < 1.1
+    with pytest.raises(InputError, match=f"expected a scale of {scale}, found {6 - scale}"):
+        tuned.at_scale(6 - scale)
 
 
 def test_data_of_the_finest_scale_are_needed(blob_run: Callable[..., Path]) -> None:

@@ -1,8 +1,13 @@
 """The unrolled network that starts from a fitted lens: its first guesses, whole and cropped, and how it is trained."""
 
+import math
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +19,7 @@ from torch import Tensor
 from simulate.errors import InputError
 from simulate.shards import manifest_sha256, read_pairs
 from sr.degradation import Degradation
+from sr.first_guesses import FIRST_GUESSES_NAME
 from sr.losses import loss_context
 from sr.model_folder import WEIGHTS_NAME, load_model
 from sr.models.d4 import ORDER, act
@@ -23,7 +29,7 @@ from sr.operators import forward_operator
 from sr.plan import ModelSettings, TrainSettings, plan_models
 from sr.samples import draw_batch, load_samples
 from sr.schedule import LoopSettings
-from sr.trainer import Trainer
+from sr.trainer import OutOfTimeError, Trainer
 from sr.training import initial_network, train_run
 
 from .conftest import blob_pairs
@@ -116,7 +122,7 @@ def settings(*chosen: ModelSettings, **more: Any) -> TrainSettings:
 def test_it_is_trained_after_its_encoder_which_it_keeps(blob_run: Callable[..., Path]) -> None:
     run = blob_run(train=6, val=2, test=1)
     lens, steps = models()
-    with pytest.raises(InputError, match=r"unrolled_lens starts from the lens_encoder 'mine', which is not in .*train"):
+    with pytest.raises(InputError, match=r"encoder: unrolled_lens starts from mine, which is not in .*train; list it"):
         train_run(run, settings(steps), 0, CPU, resume=True)
     assert not (run / "train" / "unrolled_lens").exists()
     train_run(run, settings(lens, steps), 0, CPU, resume=True)
@@ -131,11 +137,54 @@ def test_it_is_trained_after_its_encoder_which_it_keeps(blob_run: Callable[..., 
     val = read_pairs(run / "data", "val")
     assert np.isfinite(model.super_resolve_pairs(val, CPU)).all()
 
-    other = ModelSettings(
-        architecture="unrolled_lens", encoder="mine", settings={**TINY, "encoder": {**ENCODER, "features": 5}}
-    )
-    with pytest.raises(InputError, match=r"mine: expected a lens_encoder, x2, of the settings features=5"):
-        train_run(run, settings(other), 0, CPU, resume=False)
+    # alone it is found to be finished, and with another encoder to be another model
+    train_run(run, settings(steps), 0, CPU, resume=True)
+    train_run(run, settings(lens).model_copy(update={"steps": 3}), 0, CPU, resume=False)
+    with pytest.raises(InputError, match="holds a model of other settings, data or seed"):
+        train_run(run, settings(steps), 0, CPU, resume=True)
+    trained = ModelSettings(architecture="srcnn")
+    train_run(run, settings(trained), 0, CPU, resume=True)
+    for changes, message in (
+        ({"encoder": "srcnn"}, "srcnn: expected a model of architecture lens_encoder, found srcnn"),
+        ({"settings": {**TINY, "encoder": {**ENCODER, "features": 5}}}, "mine: expected the settings features=5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train_run(run, settings(models(**changes)[1]), 0, CPU, resume=False)
+    manifest = run / "data" / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    with pytest.raises(InputError, match="mine: expected the data"):
+        train_run(run, settings(steps), 0, CPU, resume=False)
+
+
+def test_first_guesses_stop_in_time_and_go_on_to_the_same_bits(blob_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = blob_run(train=40, val=2, test=1)
+    lens, steps = models()
+    train_run(run, settings(lens, steps), 0, CPU, resume=True)
+    again = tmp_path / "again"
+    for part in ("data", "train/mine"):
+        shutil.copytree(run / part, again / part)
+    folder, made = again / "train" / "unrolled_lens", []
+    guess = UnrolledLens.guess
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UnrolledLens, "guess", lambda self, lr, told: made.append(len(lr)) or guess(self, lr, told))
+        for expected in ([16], [16]):
+            clock = iter([0.0, math.inf])  # time for one batch of images
+            patch.setattr("sr.first_guesses.time", SimpleNamespace(monotonic=partial(next, clock)))
+            made.clear()
+            with pytest.raises(OutOfTimeError, match="before all first guesses were made"):
+                train_run(again, settings(steps), 0, CPU, resume=True, deadline=time.monotonic() + 1e4)
+            assert made == expected
+    assert (folder / FIRST_GUESSES_NAME).is_file()
+    train_run(again, settings(steps), 0, CPU, resume=True)
+    assert not (folder / FIRST_GUESSES_NAME).exists()
+    first, second = (load_file(one / "train/unrolled_lens" / WEIGHTS_NAME) for one in (run, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_encoder_comes_before_the_network_that_starts_from_it() -> None:
+    pairs, (lens, steps) = blob_pairs(4), models()
+    with pytest.raises(InputError, match=r"models\.0\.encoder: unrolled_lens starts from mine; list that before it"):
+        plan_models(settings(steps, lens), pairs, pairs, "ab", 0)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +198,11 @@ def test_it_is_trained_after_its_encoder_which_it_keeps(blob_run: Callable[..., 
         ({"architecture": "unrolled", "settings": {}}, {}, r"\.encoder: unrolled starts from no lens; leave it out"),
         ({}, {"data": "on-the-fly"}, r"train\.models\.1: unrolled_lens needs data: stored"),
         ({"settings": {**TINY, "scales": [2, 4]}}, {}, "unrolled_lens serves that of its encoder alone"),
+        (
+            {"trainable": ["encoder.body"]},
+            {},
+            "the encoder of unrolled_lens learns nothing here; train mine",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(changes: dict[str, Any], more: dict[str, Any], message: str) -> None:

@@ -239,11 +239,17 @@ def find_architecture(name: str) -> Architecture:
 
 
 def resolve_settings(name: str, size: str = "small", overrides: Mapping[str, Any] | None = None) -> Settings:
-    """The settings of a size with some of them changed. Raises `InputError` for an unknown name, size, key or value."""
+    """The settings of a size with some of them changed, nested ones one by one.
+
+    Raises `InputError` for an unknown name, size, key or value.
+    """
     architecture = find_architecture(name)
     if size not in architecture.sizes:
         raise InputError(f"{name} has no size {size!r}; its sizes are {', '.join(architecture.sizes)}")
-    content = {**architecture.sizes[size].model_dump(), **(overrides or {})}
+    content = architecture.sizes[size].model_dump()
+    for key, value in (overrides or {}).items():
+        nested = isinstance(value, Mapping) and isinstance(content.get(key), dict)
+        content[key] = {**content[key], **value} if nested else value
     return parse_settings(architecture.settings, content, f"settings of {name}")
 
 
