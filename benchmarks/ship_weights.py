@@ -25,6 +25,7 @@ from simulate.errors import InputError
 from simulate.shards import Pairs, manifest_sha256, read_pairs
 from sr.config import find_device
 from sr.degradation import UsualKernel
+from sr.domain import seen_range
 from sr.metrics import data_range_of, image_scores, summarise
 from sr.model_folder import load_model, save_model
 from sr.operators import matching_kernels
@@ -97,7 +98,9 @@ def ship(
     splits, val = {"validation": common}, common[0]
     if lenses is not None:
         check_lenses(model, lenses, val)
-        model = replace(model, kernel=kernel_of(model, val))
+        seen = seen_range(read_pairs(run / "data", "train"))
+        config = model.config.model_copy(update={"training_range": seen})
+        model = replace(model, kernel=kernel_of(model, val), config=config)
         splits |= {f"validation, own data, x{scale}": one for scale, one in splits_of(run, model.scales).items()}
     small = in_half_precision(model)
     bicubic = measure(interpolation_model("bicubic", val), *splits["validation"], device)["psnr_db"]

@@ -28,6 +28,13 @@ class SeenRange(Settings):
     """1st and 99th percentile over the LR images of the brightest pixel over the median noise."""
     lr_fwhm_arcsec: float
     """Of the mean LR PSF of the optics."""
+    lr_fwhm_range_arcsec: tuple[float, float] | None = None
+    """Least and most, where each image had a PSF of its own."""
+
+    def describe_fwhm(self) -> str:
+        """ "0.16"", or "0.12" to 0.24""."""
+        widths = self.lr_fwhm_range_arcsec or (self.lr_fwhm_arcsec,)
+        return " to ".join(f'{width:.3g}"' for width in widths)
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,21 @@ class Observation:
 def seen_range(pairs: Pairs) -> SeenRange:
     """What a model that learns from `pairs` sees."""
     peak = pairs.lr.max(axis=(1, 2, 3)) / np.median(pairs.lr_noise, axis=(1, 2, 3))
-    kernel = pairs.lr_band.psf
-    kernel = kernel.mean(0) if kernel.ndim == 3 else kernel
-    middle = ((kernel.shape[0] - 1) / 2, (kernel.shape[1] - 1) / 2)
-    psf = Psf(kernel, middle, pairs.lr_band.psf_pixel_scale_arcsec, includes_pixel=False)
     low, high = (float(value) for value in np.percentile(peak, [1, 99]))
-    return SeenRange(peak_signal_to_noise=(low, high), lr_fwhm_arcsec=psf.fwhm_arcsec)
+    kernels, step = pairs.lr_band.psf, pairs.lr_band.psf_pixel_scale_arcsec
+    if kernels.ndim == 2:
+        return SeenRange(peak_signal_to_noise=(low, high), lr_fwhm_arcsec=_fwhm_arcsec(kernels, step))
+    widths = [_fwhm_arcsec(kernel, step) for kernel in kernels]
+    return SeenRange(
+        peak_signal_to_noise=(low, high),
+        lr_fwhm_arcsec=_fwhm_arcsec(kernels.mean(0), step),
+        lr_fwhm_range_arcsec=(min(widths), max(widths)),
+    )
+
+
+def _fwhm_arcsec(kernel: np.ndarray, pixel_scale_arcsec: float) -> float:
+    middle = ((kernel.shape[0] - 1) / 2, (kernel.shape[1] - 1) / 2)
+    return Psf(kernel, middle, pixel_scale_arcsec, includes_pixel=False).fwhm_arcsec
 
 
 def observe(

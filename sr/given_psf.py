@@ -49,7 +49,7 @@ def with_given_psf(
             f'{model.name} gives images of; found {given:.3g}"; check the pixel scale in its header (PIXSCALE)'
         )
     seen = model.config.training_range
-    trained = f' ({seen.lr_fwhm_arcsec:.3g}" in training)' if seen is not None else ""
+    trained = f" ({seen.describe_fwhm()} in training)" if seen is not None else ""
     kernel = UsualKernel(matching_kernels(hr_band, lr_band)[0], hr_band)
     return replace(model, kernel=kernel), f'{note}, FWHM {given:.3g}"{trained}'
 

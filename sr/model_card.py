@@ -33,8 +33,8 @@ def write_card(folder: Path, model: TrainedModel, scores: dict[str, Any] | None)
     seen = ""
     if config.training_range is not None:
         low, high = config.training_range.peak_signal_to_noise
-        seen = f', brightest pixels of {low:.3g} to {high:.3g} sigma (98 % of the training images), \
-an LR PSF of {config.training_range.lr_fwhm_arcsec:.3g}" FWHM'
+        seen = f", brightest pixels of {low:.3g} to {high:.3g} sigma (98 % of the training images), \
+an LR PSF of {config.training_range.describe_fwhm()} FWHM"
     scales = " and ".join(f"×{scale}" for scale in model.scales)
     pixels = " or ".join(f'{config.lr_pixel_scale_arcsec / scale:g}"' for scale in model.scales)
     divisor = config.scale**2 if len(model.scales) == 1 else "scale²"

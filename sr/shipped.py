@@ -44,12 +44,13 @@ def find_model(model: str | Path) -> Path:
     raise InputError(f"--model {model}: no such folder, and no shipped model of this name ({_listed()})")
 
 
-def choose_model(found: Observation, where: str, scale: int | None = None) -> Path:
+def choose_model(found: Observation, where: str, scale: int | None = None, with_psf: bool = False) -> Path:
     """The folder of the shipped model for the image `where`: of its pixel scale (within 5 %) and no other instrument.
 
     Of several, those whose instrument is known to be the image's go first, then the smallest enlargement (if `scale` is
-    not given), then the best validation PSNR (which compares models that were validated on the same lenses). Raises
-    `InputError` if none fits, and if the header does not say which instrument's to take.
+    not given), then those that learnt from many PSFs (if the image's is given, `with_psf`), then the best PSNR in
+    validation (which compares models that were validated on the same lenses). Raises `InputError` if none fits, and if
+    the header does not say which instrument's to take.
     """
     shipped = shipped_models()
     if not shipped:
@@ -77,9 +78,10 @@ def choose_model(found: Observation, where: str, scale: int | None = None) -> Pa
             f"those of {' or '.join(sorted(instruments))}; set it, or give --model ({_listed()})"
         )
 
-    def rank(name: str) -> tuple[int, float]:
-        score = validation_psnr_db(shipped[name])
-        return scale or min(shipped[name].scales), float("inf") if score is None else -score
+    def rank(name: str) -> tuple[int, bool, float]:
+        config, score = shipped[name], validation_psnr_db(shipped[name])
+        many_psfs = config.training_range is not None and config.training_range.lr_fwhm_range_arcsec is not None
+        return scale or min(config.scales), with_psf and not many_psfs, float("inf") if score is None else -score
 
     return WEIGHTS_FOLDER / min(known or wanted, key=rank)
 

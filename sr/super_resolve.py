@@ -79,7 +79,8 @@ def super_resolve_fits(
     noise_sigma = float(np.median(noise[real]))
 
     found = observe(filled, exposed if exposed.any() else real, noise_sigma, header, description)
-    folder = find_model(model_name) if model_name is not None else choose_model(found, where, scale)
+    chosen = find_model(model_name) if model_name is not None else None
+    folder = chosen or choose_model(found, where, scale, with_psf=psf is not None)
     model = load_model(folder, device)
     if scale not in (None, *model.scales) or model.config.channels != 1:
         expected, channels = scale or model.config.scale, model.config.channels

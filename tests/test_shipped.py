@@ -12,7 +12,7 @@ import sr.shipped
 from simulate.errors import InputError
 from simulate.instruments import config_folder, load_instrument
 from sr.doctor import examine
-from sr.domain import Observation
+from sr.domain import Observation, SeenRange
 from sr.model_folder import load_model, save_model
 from sr.shipped import choose_model, find_model, shipped_models, validation_psnr_db
 from sr.super_resolve import super_resolve_fits
@@ -44,6 +44,9 @@ def shelf(weights: Path) -> Path:
     ship(weights, "vis-good", {"mean": 44.0, "low": 43.0, "high": 45.0}, lr_instrument="Euclid VIS")
     ship(weights, "vis-unmeasured", None, lr_instrument="Euclid VIS")
     ship(weights, "vis-x4", 60.0, scale=4, lr_instrument="Euclid VIS")
+    seen = SeenRange(peak_signal_to_noise=(10, 100), lr_fwhm_arcsec=0.17, lr_fwhm_range_arcsec=(0.12, 0.24))
+    several = {"architecture": "unrolled", "settings": {"scales": [2, 4]}, "training_range": seen}
+    ship(weights, "vis-psfs", 42.0, scale=4, lr_instrument="Euclid VIS", **several)
     ship(weights, "vis-colour", 70.0, channels=3, lr_instrument="Euclid VIS")
     ship(weights, "f160w", 50.0, lr_instrument="HST WFC3 F160W", lr_pixel_scale_arcsec=0.0975)
     ship(weights, "acs", 80.0, lr_instrument="HST ACS F814W", lr_pixel_scale_arcsec=0.05)
@@ -55,6 +58,13 @@ def observation(pixel_scale_arcsec: float | None, **words: str) -> Observation:
 
 
 VIS = {"TELESCOP": "EUCLID", "FILTER": "VIS"}
+
+
+def test_a_model_for_many_psfs_is_chosen_where_the_psf_is_given(shelf: Path) -> None:
+    image = observation(0.1, **VIS)
+    assert choose_model(image, "in.fits", 2, with_psf=True) == shelf / "vis-psfs"
+    assert choose_model(image, "in.fits", 4, with_psf=True) == shelf / "vis-psfs"
+    assert choose_model(image, "in.fits", None, with_psf=True) == shelf / "vis-psfs"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sr.normalisation import Normalisation, fit_normalisation
 from sr.trained_model import TrainedModel, describe_model, interpolation_model
 from sr.training import initial_network
 
-from .conftest import blob_pairs
+from .conftest import blob_pairs, gaussian_kernel
 
 CPU = torch.device("cpu")
 TINY: dict[str, dict[str, Any]] = {
@@ -177,8 +177,12 @@ def test_the_range_a_model_saw_is_kept(tmp_path: Path) -> None:
     seen = seen_range(pairs)
     assert seen.peak_signal_to_noise == pytest.approx((peak[1], peak[99]), rel=1e-5)
     assert seen.lr_fwhm_arcsec == pytest.approx(2 * 0.1, rel=0.05)  # a Gaussian of 2 pixels
-    several = dataclasses.replace(pairs.lr_band, psf=np.repeat(pairs.lr_band.psf[None], len(pairs), axis=0))
-    assert seen_range(dataclasses.replace(pairs, lr_band=several)) == seen
+    assert seen.describe_fwhm() == f'{seen.lr_fwhm_arcsec:.3g}"'
+    psfs = np.stack([gaussian_kernel(2 + 0.01 * row, 31) for row in range(len(pairs))])
+    several = dataclasses.replace(pairs.lr_band, psf=psfs)
+    seen = seen_range(dataclasses.replace(pairs, lr_band=several))
+    assert seen.lr_fwhm_range_arcsec == pytest.approx((0.2, 0.3), rel=0.05)
+    assert seen.lr_fwhm_arcsec == pytest.approx(0.25, rel=0.05)
     model = tiny_model()
     model.config = model.config.model_copy(update={"training_range": seen})
     save_model(model, tmp_path, None)
