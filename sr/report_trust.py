@@ -47,7 +47,7 @@ def draw_coverage(coverage: dict[str, Any]) -> Figure:
             sigma.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
         sigma.set(title="standard deviation (LR noise)", xlabel="predicted", ylabel="actual error")
         handles, labels = pixels.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8.5)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5)
     return figure
 
 
