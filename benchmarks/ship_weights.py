@@ -1,12 +1,12 @@
-"""Put trained models into the package: python -m benchmarks.ship_weights RUN NAME ... [--lenses OTHER_RUN]
+"""Put trained models into the package: python -m benchmarks.ship_weights RUN NAME[=OTHER_NAME] ... [--lenses OTHER_RUN]
 
 Users compare shipped models by scores on the same lenses, under the instrument's usual PSF: where a model was trained
 on data of its own, with many PSFs, `--lenses` names the run whose validation split has them. The card has the scores on
 its own data, too, and the PSF of those lenses is the one that is taken for images that come without.
 
-A model goes to sr/weights/NAME: weights in half precision, config.json and a card, with validation scores measured anew
-on what was stored. One that loses more than 0.01 dB by being stored so, or that has more than 8 MiB, is refused, and
-nothing of it is written. Networks are float32 again when they are loaded.
+A model goes to sr/weights/NAME (or OTHER_NAME): weights in half precision, config.json and a card, with validation
+scores measured anew on what was stored. One that loses more than 0.01 dB by being stored so, or that has more than
+8 MiB, is refused, and nothing of it is written. Networks are float32 again when they are loaded.
 """
 
 import argparse
@@ -80,9 +80,9 @@ def check_lenses(model: TrainedModel, lenses: Path, val: Pairs) -> None:
 
 
 def ship(
-    run: Path, name: str, weights: Path, device: torch.device, lenses: Path | None = None, seed: int = 0
+    run: Path, name: str, folder: Path, device: torch.device, lenses: Path | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Store RUN/train/NAME in `weights`; returns the scores by which users compare it, those of its card.
+    """Store RUN/train/NAME in `folder`, whose name it takes; returns the scores by which users compare it.
 
     They are on the validation lenses of the run `lenses`, the scores on RUN's own at each scale come besides, and the
     PSF is that of `lenses`; None: of RUN.
@@ -102,7 +102,7 @@ def ship(
         config = model.config.model_copy(update={"training_range": seen})
         model = replace(model, kernel=kernel_of(model, val), config=config)
         splits |= {f"validation, own data, x{scale}": one for scale, one in splits_of(run, model.scales).items()}
-    small = in_half_precision(model)
+    small = in_half_precision(replace(model, name=folder.name))
     bicubic = measure(interpolation_model("bicubic", val), *splits["validation"], device)["psnr_db"]
     with TemporaryDirectory() as temporary:
         trial = Path(temporary) / name
@@ -129,24 +129,26 @@ def ship(
         size = sum(path.stat().st_size for path in trial.iterdir())
     if size > MAXIMUM_BYTES:
         raise InputError(f"{name}: its files have {size:,} bytes, at most {MAXIMUM_BYTES:,} can be shipped")
-    save_model(small, weights / name, scores)
+    save_model(small, folder, scores)
     return scores["validation"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("names", nargs="+", metavar="NAME")
+    parser.add_argument("names", nargs="+", metavar="NAME[=OTHER_NAME]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER, metavar="FOLDER")
     parser.add_argument("--lenses", type=Path, metavar="RUN", help="whose validation split scores; default: RUN's")
     options = parser.parse_args(arguments)
-    for name in options.names:
+    for given in options.names:
         device = find_device(options.device)
-        scores = ship(options.run, name, options.weights, device, options.lenses)
-        size = sum(path.stat().st_size for path in (options.weights / name).iterdir())
+        name, _, other = given.partition("=")
+        folder = options.weights / (other or name)
+        scores = ship(options.run, name, folder, device, options.lenses)
+        size = sum(path.stat().st_size for path in folder.iterdir())
         print(
-            f"{options.weights / name}: {size:,} bytes; validation PSNR {scores['psnr_db']['mean']:.3f} dB, "
+            f"{folder}: {size:,} bytes; validation PSNR {scores['psnr_db']['mean']:.3f} dB, "
             f"changed by {scores['psnr_change_by_float16_db']:+.5f} dB by half precision"
         )
 

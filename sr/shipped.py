@@ -7,6 +7,7 @@ from simulate.errors import InputError
 
 from .domain import Observation, scale_fits
 from .model_folder import CONFIG_NAME, read_config
+from .models import find_architecture
 from .telescopes import agrees, recognise
 from .trained_model import ModelConfig
 
@@ -47,6 +48,7 @@ def find_model(model: str | Path) -> Path:
 def choose_model(found: Observation, where: str, scale: int | None = None, with_psf: bool = False) -> Path:
     """The folder of the shipped model for the image `where`: of its pixel scale (within 5 %) and no other instrument.
 
+    One that sees a single lens in a whole image has to be asked for by its name.
     Of several, those whose instrument is known to be the image's go first, then the smallest enlargement (if `scale` is
     not given), then those that learnt from many PSFs (if the image's is given, `with_psf`), then the best PSNR in
     validation (which compares models that were validated on the same lenses). Raises `InputError` if none fits, and if
@@ -64,7 +66,8 @@ def choose_model(found: Observation, where: str, scale: int | None = None, with_
     for name, config in shipped.items():
         agreement[name] = agrees(found.telescope, recognise(config.lr_instrument))
         fits = scale_fits(found.pixel_scale_arcsec, config) and scale in (None, *config.scales)
-        if fits and agreement[name] is not False and config.channels == 1:
+        any_image = config.channels == 1 and not find_architecture(config.architecture).whole_images
+        if fits and agreement[name] is not False and any_image:
             wanted.append(name)
     if not wanted:
         what = f'{found.telescope.text or "an unknown instrument"} with {found.pixel_scale_arcsec:.4g}" pixels'

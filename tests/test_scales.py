@@ -250,8 +250,8 @@ def test_a_shipped_one_is_scored_on_common_lenses_and_takes_their_psf(run: Path,
     lenses = tmp_path / "lenses"
     write_dataset(lenses / "data", {"train": common, "val": common})
     with pytest.raises(InputError, match="unrolled: serves several scales; give --lenses"):
-        ship(run, "unrolled", tmp_path, CPU)
-    scores = ship(run, "unrolled", tmp_path, CPU, lenses)
+        ship(run, "unrolled", tmp_path / "unrolled", CPU)
+    scores = ship(run, "unrolled", tmp_path / "unrolled", CPU, lenses)
     assert "- validation: x2, on the lenses" in (tmp_path / "unrolled" / "README.md").read_text()
     stored = load_model(tmp_path / "unrolled", CPU)
     assert stored.kernel is not None
@@ -272,7 +272,7 @@ def test_lenses_of_another_instrument_are_refused(run: Path, tmp_path: Path) -> 
     lenses = tmp_path / "lenses"
     write_dataset(lenses / "data", {"train": replace(other, unit="electrons"), "val": replace(other, unit="electrons")})
     with pytest.raises(InputError, match=r'expected blurred, 0\.2", nJy, found blurred, 0\.1", electrons, x2'):
-        ship(run, "unrolled", tmp_path, CPU, lenses)
+        ship(run, "unrolled", tmp_path / "unrolled", CPU, lenses)
 
 
 @pytest.mark.parametrize("scale", [2, 4])

@@ -47,6 +47,7 @@ def shelf(weights: Path) -> Path:
     seen = SeenRange(peak_signal_to_noise=(10, 100), lr_fwhm_arcsec=0.17, lr_fwhm_range_arcsec=(0.12, 0.24))
     several = {"architecture": "unrolled", "settings": {"scales": [2, 4]}, "training_range": seen}
     ship(weights, "vis-psfs", 42.0, scale=4, lr_instrument="Euclid VIS", **several)
+    ship(weights, "vis-one-lens", 90.0, architecture="lens_encoder", lr_instrument="Euclid VIS")
     ship(weights, "vis-colour", 70.0, channels=3, lr_instrument="Euclid VIS")
     ship(weights, "f160w", 50.0, lr_instrument="HST WFC3 F160W", lr_pixel_scale_arcsec=0.0975)
     ship(weights, "acs", 80.0, lr_instrument="HST ACS F814W", lr_pixel_scale_arcsec=0.05)
@@ -70,7 +71,11 @@ def test_a_model_for_many_psfs_is_chosen_where_the_psf_is_given(shelf: Path) -> 
 @pytest.mark.parametrize(
     ("found", "scale", "expected"),
     [
-        (observation(0.1, **VIS), None, "vis-good"),  # x2 before x4, the best of those that take one channel
+        (
+            observation(0.1, **VIS),
+            None,
+            "vis-good",
+        ),  # x2 before x4, one channel, any image, the best
         (observation(0.1, **VIS), 4, "vis-x4"),
         (observation(0.0955, FILTER="VIS"), None, "vis-good"),
         (observation(0.1, TELESCOP="HST", INSTRUME="WFC3", FILTER="F160W"), None, "f160w"),
@@ -166,7 +171,7 @@ def test_what_is_shipped_is_whole_and_small() -> None:
 
 def test_our_instruments_are_told_from_one_another() -> None:
     names = sorted({load_instrument(path.stem).name for path in (config_folder() / "instruments").glob("*.yaml")})
-    assert len(names) == 10  # HST ACS F814W comes with two pixel scales
+    assert len(names) == 10  # HST ACS F814W comes with three pixel scales
     for one in names:
         for other in names:
             assert agrees(recognise(one), recognise(other)) is (one == other)

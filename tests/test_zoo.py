@@ -210,7 +210,7 @@ def test_half_precision_is_stored_and_float32_comes_back(finished: tuple[Path, l
     place, _ = finished
     run = place / "run"
     val, data_range = splits_of(run)
-    scores = ship(run, "mine", tmp_path, CPU)
+    scores = ship(run, "mine", tmp_path / "mine", CPU)
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"model.safetensors", "config.json", "README.md"}
     stored, trained = load_model(tmp_path / "mine", CPU), load_model(run / "train" / "mine", CPU)
     for new, old in zip(stored.network.parameters(), trained.network.parameters(), strict=True):
@@ -244,7 +244,7 @@ def test_weights_that_half_precision_spoils_are_refused(
     with pytest.raises(
         InputError, match=r"spoiled: its PSNR \(validation\) changes by (-\d+\.\d+|nan) dB .* at most 0\.01 dB"
     ):
-        ship(run, "spoiled", tmp_path, CPU)
+        ship(run, "spoiled", tmp_path / "spoiled", CPU)
     assert not (tmp_path / "spoiled").exists()
 
 
@@ -255,11 +255,11 @@ def test_what_is_too_large_or_of_other_data_is_refused(
     run = place / "run"
     monkeypatch.setattr(benchmarks.ship_weights, "MAXIMUM_BYTES", 10_000)
     with pytest.raises(InputError, match=r"mine: its files have [\d,]+ bytes, at most 10,000 can be shipped"):
-        ship(run, "mine", tmp_path, CPU)
+        ship(run, "mine", tmp_path / "mine", CPU)
     model = load_model(run / "train" / "mine", CPU)
     assert model.config.data_sha256 == manifest_sha256(run / "data")
     model.config = model.config.model_copy(update={"data_sha256": "other"})
     save_model(model, run / "train" / "stranger", None)
     with pytest.raises(InputError, match="stranger: was trained on other data"):
-        ship(run, "stranger", tmp_path, CPU)
+        ship(run, "stranger", tmp_path / "stranger", CPU)
     assert not list(tmp_path.iterdir())
