@@ -54,10 +54,7 @@ def kernel_of(model: TrainedModel, pairs: Pairs) -> UsualKernel | None:
     """What `model` takes for images that come without a PSF, if they are seen as `pairs`."""
     if model.kernel is None:
         return None
-    kernels = {}
-    for scale in model.config.scales:
-        hr_band = replace(pairs.hr_band, pixel_scale_arcsec=pairs.lr_band.pixel_scale_arcsec / scale)
-        kernels[scale] = matching_kernels(hr_band, pairs.lr_band).mean(0)
+    kernels = {scale: matching_kernels(pairs.hr_band_at(scale), pairs.lr_band).mean(0) for scale in model.config.scales}
     return UsualKernel(kernels.pop(model.config.scale), model.kernel.hr_band, kernels)
 
 

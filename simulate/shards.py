@@ -86,6 +86,10 @@ class Pairs:
                 values[key] = replace(band, psf=band.psf[rows])
         return Pairs(**values)
 
+    def hr_band_at(self, scale: int) -> Band:
+        """The HR instrument with pixels so many times smaller than the LR pixels."""
+        return replace(self.hr_band, pixel_scale_arcsec=self.hr_band.pixel_scale_arcsec * self.scale / scale)
+
     def at_scale(self, scale: int) -> "Pairs":
         """The pairs with HR pixels so many times smaller than the LR pixels, sums of those that there are.
 
@@ -106,7 +110,7 @@ class Pairs:
             hr=blocks(self.hr).sum((3, 5)),
             hr_noisy=blocks(self.hr_noisy).sum((3, 5)),
             hr_mask=np.all(blocks(self.hr_mask), axis=(3, 5)),
-            hr_band=replace(self.hr_band, pixel_scale_arcsec=self.hr_band.pixel_scale_arcsec * many),
+            hr_band=self.hr_band_at(scale),
             truth={},
         )
 

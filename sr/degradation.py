@@ -80,7 +80,7 @@ def usual_kernel(network: nn.Module, pairs: Pairs) -> UsualKernel | None:
     psf = pairs.hr_band.psf
     hr_band = replace(pairs.hr_band, psf=psf.mean(0) if psf.ndim == 3 else psf)
     kernels = {
-        scale: matching_kernels(pairs.at_scale(scale).hr_band, pairs.lr_band).mean(0)
+        scale: matching_kernels(pairs.hr_band_at(scale), pairs.lr_band).mean(0)
         for scale in served_scales(network, pairs.scale)
         if pairs.scale % scale == 0
     }

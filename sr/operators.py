@@ -74,9 +74,13 @@ class ForwardOperator(nn.Module):
         return torch.fft.irfft2(spectrum, s=grid)[..., :height, :width]
 
 
-def forward_operator(pairs: Pairs) -> ForwardOperator:
-    """The operator of a data set, in float64 on the CPU; with PSFs that differ, its kernels are those of the rows."""
-    return ForwardOperator(matching_kernels(pairs.hr_band, pairs.lr_band), pairs.scale)
+def forward_operator(pairs: Pairs, scale: int | None = None) -> ForwardOperator:
+    """The operator of a data set, in float64 on the CPU; with PSFs that differ, its kernels are those of the rows.
+
+    With a `scale`, that of `pairs.at_scale(scale)`.
+    """
+    scale = scale or pairs.scale
+    return ForwardOperator(matching_kernels(pairs.hr_band_at(scale), pairs.lr_band), scale)
 
 
 def matching_kernels(hr_band: Band, lr_band: Band) -> np.ndarray:

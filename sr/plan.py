@@ -85,9 +85,10 @@ class Plan:
 
 
 def plan_models(
-    settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: str, seed: int, folder: Path = Path("train")
+    settings: TrainSettings, train: Pairs, val: Pairs, data_sha256: str, seed: int, folder: Path | None = None
 ) -> list[Plan]:
-    """Check the settings of all models against the data, and against encoders that are trained in `folder` already.
+    """Check the settings of all models against the data, and against encoders that are trained in `folder` already
+    (None: there are none).
 
     Raises `InputError` that says which model is wrong.
     """
@@ -168,7 +169,7 @@ def _encoder_identity(
     network: nn.Module,
     settings: TrainSettings,
     plans: list[Plan],
-    folder: Path,
+    folder: Path | None,
     data_sha256: str,
 ) -> str | None:
     """What the encoder that `network` starts from is the result of; None if it starts from none.
@@ -187,13 +188,13 @@ def _encoder_identity(
     if any(part.split(".")[0] == "encoder" for part in model.trainable or ()):
         raise InputError(f"{where}.trainable: the encoder of {name} learns nothing here; train {model.encoder}")
     planned = {plan.name: plan for plan in plans}.get(model.encoder)
-    trained = folder / model.encoder
+    trained = folder / model.encoder if folder else None
     if planned:
         found: tuple[str, Any, str | None] = (planned.architecture.name, planned.settings, data_sha256)
         identity = planned.identity
     elif model.encoder in (one.folder_name for one in settings.models):
         raise InputError(f"{where}.encoder: {name} starts from {model.encoder}; list that before it")
-    elif (trained / METRICS_NAME).is_file():
+    elif trained and (trained / METRICS_NAME).is_file():
         config = read_config(trained)
         found = (config.architecture, config.architecture_settings(str(trained)), config.data_sha256)
         identity = str(read_metrics(trained)["fingerprint"])

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,14 +92,8 @@ def super_resolve_image(
     network that looks no further than MARGIN pixels gives what it would give in one piece; channel attention (RCAN)
     averages over the tile instead of the image.
     """
-    whole = np.full_like(image, noise_sigma) if noise is None else noise
-
-    def answer(windows: list[Window]) -> np.ndarray:
-        tiles, sigma = (np.stack([one[None, *window] for window in windows]) for one in (image, whole))
-        return model.super_resolve(tiles, sigma, device, self_ensemble=self_ensemble, usual_noise=noise_sigma)
-
-    with progress_bar("super-resolve", tile_rows(image.shape, tile_size)) as advance:
-        return join_tiles(image.shape, model.config.scale, tile_size, answer, advance)[0]
+    resolve = partial(model.super_resolve, self_ensemble=self_ensemble)
+    return _in_tiles(resolve, 1, model.config.scale, image, noise_sigma, device, tile_size, noise)[0]
 
 
 def super_resolve_image_and_sigma(
@@ -109,11 +105,28 @@ def super_resolve_image_and_sigma(
     noise: np.ndarray | None = None,
 ) -> np.ndarray:
     """The answer of `super_resolve_image` and the 1-sigma error that the network predicts: (2,scale*h,scale*w) f4."""
+
+    def resolve(tiles: np.ndarray, sigma: np.ndarray, **options: Any) -> np.ndarray:
+        return np.concatenate(model.super_resolve_and_sigma(tiles, sigma, **options), 1)
+
+    return _in_tiles(resolve, 2, model.config.scale, image, noise_sigma, device, tile_size, noise)
+
+
+def _in_tiles(
+    resolve: Callable[..., np.ndarray],
+    planes: int,
+    scale: int,
+    image: np.ndarray,
+    noise_sigma: float,
+    device: torch.device,
+    tile_size: int,
+    noise: np.ndarray | None,
+) -> np.ndarray:
     whole = np.full_like(image, noise_sigma) if noise is None else noise
 
     def answer(windows: list[Window]) -> np.ndarray:
         tiles, sigma = (np.stack([one[None, *window] for window in windows]) for one in (image, whole))
-        return np.concatenate(model.super_resolve_and_sigma(tiles, sigma, device, usual_noise=noise_sigma), 1)
+        return resolve(tiles, sigma, device=device, usual_noise=noise_sigma)
 
     with progress_bar("super-resolve", tile_rows(image.shape, tile_size)) as advance:
-        return join_tiles(image.shape, model.config.scale, tile_size, answer, advance, planes=2)
+        return join_tiles(image.shape, scale, tile_size, answer, advance, planes)

@@ -158,9 +158,7 @@ def train_model(
         return validation_scores(TrainedModel(plan.name, candidate, config, kernel), data, device)
 
     coarser = {
-        scale: forward_operator(train.at_scale(scale)).to(device, torch.float32)
-        for scale in plan.scales
-        if scale != train.scale
+        scale: forward_operator(train, scale).to(device, torch.float32) for scale in plan.scales if scale != train.scale
     }
     trainer = Trainer(network, data.new_samples(), plan.loop, own_seed, adversary, data.context, coarser)
     unsupervised = plan.architecture.unsupervised

@@ -241,4 +241,4 @@ def test_what_does_not_exist_is_refused() -> None:
 
 def test_importing_it_loads_neither_torch_nor_lenstronomy() -> None:
     code = "import sys, simulate.legacy; sys.exit(any(name in sys.modules for name in ('torch', 'lenstronomy')))"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
