@@ -27,7 +27,8 @@ def describe_shipped(config: ModelConfig) -> str:
     score = validation_psnr_db(config)
     quality = "" if score is None else f", {score:.2f} dB in validation"
     scales = " and ".join(f"x{scale}" for scale in config.scales)
-    return f'{config.lr_instrument} {config.lr_pixel_scale_arcsec:g}", {scales}{quality}'
+    only = ", for one lens in a whole image" if find_architecture(config.architecture).whole_images else ""
+    return f'{config.lr_instrument} {config.lr_pixel_scale_arcsec:g}", {scales}{quality}{only}'
 
 
 def validation_psnr_db(config: ModelConfig) -> float | None:

@@ -149,6 +149,7 @@ def test_doctor_lists_them_and_finds_a_damaged_one(shelf: Path) -> None:
     line = next(check for check in examine() if check.text.startswith("shipped models: "))
     assert line.good
     assert 'vis-good (Euclid VIS 0.1", x2, 44.00 dB in validation)' in line.text
+    assert 'vis-one-lens (Euclid VIS 0.1", x2, 90.00 dB in validation, for one lens in a whole image)' in line.text
     (shelf / "acs" / "config.json").write_text("{")
     line = next(check for check in examine() if check.text.startswith("shipped models: "))
     assert not line.good

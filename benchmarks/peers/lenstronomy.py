@@ -3,6 +3,8 @@
 Both keep their model classes for as long as the model list stays, and numba's compiled functions are warm.
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import scipy.fft
 from lenstronomy.Data.imaging_data import ImageData
@@ -23,7 +25,7 @@ def lens_models(task: Task) -> list[str]:
     return ["EPL", "SHEAR", *(["CONVERGENCE", *["TNFW"] * task.subhalos] if task.subhalos else [])]
 
 
-class _Lenstronomy:
+class _Lenstronomy(ABC):
     """What both ways share: one lens at a time, float64, noise drawn by NumPy."""
 
     def __init__(self, task: Task, seed: int) -> None:
@@ -37,9 +39,9 @@ class _Lenstronomy:
     def prepare(self, scenes: list[Scene]) -> list[Scene]:
         return scenes
 
+    @abstractmethod
     def noiseless(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         """HR and LR."""
-        raise NotImplementedError
 
     def render(self, prepared: list[Scene]) -> Pairs:
         hr, lr = (np.stack(images) for images in zip(*map(self.noiseless, prepared), strict=True))
